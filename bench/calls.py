@@ -1,0 +1,127 @@
+"""`call`: latency, calls per second and the broker's CPU, beside two floors.
+
+Floors: `zmq.proxy` as the broker with bare DEALERs on both sides (three processes, like the
+product); the same with `*_multipart` instead of plain sends and receives, which is how most
+programs use pyzmq and less than half as fast with many calls in flight; and a bare
+DEALER/ROUTER round trip (two processes, no broker at all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.measure import alternate
+from bench.processes import Child, Children
+from bench.report import Bound, Row, Section, row
+from bench.settings import Settings
+
+FUNCTION_ID = "bench::echo"
+CALLS = {1: 3_000, 10: 6_000, 100: 20_000}  # in flight: calls a round
+ROUNDS, QUICK_ROUNDS, QUICK_SHARE = 7, 3, 5
+
+PROXY, MULTIPART, DIRECT = "zmq.proxy", "zmq.proxy, multipart", "DEALER/ROUTER"
+PRODUCT, ASYNC = "Worker", "AsyncWorker"
+
+LATENCY = Bound("at most", 1.8, "ratio")  # p50, 1 in flight, beside zmq.proxy
+RATE = Bound("at least", 0.4, "ratio")  # calls/s, 100 in flight, beside zmq.proxy
+BROKER_CPU = Bound("at most", 25)  # microseconds a call, 100 in flight; with 1, C takes more
+
+UNITS = {"p50_us": "us", "p99_us": "us", "calls_per_s": "calls/s", "broker_cpu_us": "us/call"}
+
+Sample = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A caller to measure, and the process whose CPU counts as the broker's."""
+
+    caller: Child
+    broker_pid: int
+
+    def sample(self, window: int, count: int) -> Sample:
+        found: Sample = self.caller.ask("calls", window=window, count=count, cpu_of=self.broker_pid)
+        return found
+
+
+def call(settings: Settings) -> Iterator[Section]:
+    """One section a mode."""
+    for mode in settings.modes:
+        with Children(pinned=mode == "pinned") as children:
+            subjects = {} if settings.floors_only else _product(children)
+            subjects |= _floors(children)
+            section = Section("calls, 100 bytes, one caller, one provider", mode)
+            for window in CALLS:
+                samples = _measure(settings, subjects, window)
+                section.rows += _rows(window, samples, judged=mode == "pinned")
+            if mode == "pinned":
+                section.notes.append("the bounds were asked for pinned, p50 and calls/s as ratios")
+            yield section
+
+
+def _product(children: Children) -> dict[str, Subject]:
+    broker = children.broker()
+    children.start("workers.provider", url=broker.url, function_id=FUNCTION_ID).answer()
+    callers = children.start_all(
+        (role, {"url": broker.url, "function_id": FUNCTION_ID})
+        for role in ("workers.caller", "workers.async_caller")
+    )
+    return {name: Subject(c, broker.pid) for name, c in zip((PRODUCT, ASYNC), callers, strict=True)}
+
+
+def _floors(children: Children) -> dict[str, Subject]:
+    direct = children.start("floors.direct_echo")
+    straight = children.start("floors.caller", url=direct.answer()["url"])
+    straight.answer()
+    return {
+        PROXY: _proxied(children, multipart=False),
+        MULTIPART: _proxied(children, multipart=True),
+        DIRECT: Subject(straight, direct.pid),
+    }
+
+
+def _proxied(children: Children, multipart: bool) -> Subject:
+    proxy = children.start("floors.proxy")
+    urls = proxy.answer()
+    children.start("floors.proxied_echo", url=urls["back"], multipart=multipart).answer()
+    caller = children.start("floors.caller", url=urls["front"], multipart=multipart)
+    caller.answer()
+    return Subject(caller, proxy.pid)
+
+
+def _measure(
+    settings: Settings, subjects: dict[str, Subject], window: int
+) -> dict[str, list[Sample]]:
+    count = CALLS[window] // (QUICK_SHARE if settings.quick else 1)
+    takes: dict[str, Callable[[], Sample]] = {
+        name: lambda subject=subject: subject.sample(window, count)  # type: ignore[misc]
+        for name, subject in subjects.items()
+    }
+    return alternate(QUICK_ROUNDS if settings.quick else ROUNDS, takes)
+
+
+def _rows(window: int, samples: dict[str, list[Sample]], judged: bool) -> Iterator[Row]:
+    """Every figure beside every floor that means something for it."""
+    flying = f"{window} in flight"
+    for who, floor, field, bound in _lines(window):
+        if who == PRODUCT or who in samples:
+            name = {"p50_us": "p50", "p99_us": "p99", "calls_per_s": "calls"}.get(field, "CPU")
+            name = f"{'broker' if name == 'CPU' else who} {name}, {flying}"
+            figures = [sample[field] for sample in samples.get(who, [])]
+            floors = [sample[field] for sample in samples[floor]]
+            yield row(name, UNITS[field], figures, floor, floors, bound if judged else None)
+
+
+def _lines(window: int) -> Iterator[tuple[str, str, str, Bound | None]]:
+    """Subject, floor, field, bound."""
+    if window == 1:
+        for floor in (PROXY, MULTIPART, DIRECT):
+            yield PRODUCT, floor, "p50_us", LATENCY if floor == PROXY else None
+        yield PRODUCT, PROXY, "p99_us", None
+        yield PRODUCT, DIRECT, "p99_us", None
+        yield ASYNC, PROXY, "p50_us", None
+    for floor in (PROXY, MULTIPART, DIRECT):
+        yield PRODUCT, floor, "calls_per_s", RATE if (window, floor) == (100, PROXY) else None
+    yield ASYNC, PROXY, "calls_per_s", None
+    if window in (1, 100):
+        yield PRODUCT, PROXY, "broker_cpu_us", BROKER_CPU if window == 100 else None

@@ -1,0 +1,409 @@
+"""Roles on the shipped product: providers, callers, crews of observers, loaders, joiners.
+
+Only the public face is used (`Worker`, `AsyncWorker`), the way a user's program would. The
+workers of one process share its interpreter lock, as they would in a user's program; where that
+matters the parent spreads them over more processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from bench.measure import cpu_seconds, percentile, tcp_bytes_received
+from bench.roles import answer, answer_async, ready
+from iii_zmq import AsyncWorker, Worker
+
+PAYLOAD = b"x" * 100
+RECORDS_MAX = 200_000  # callbacks kept per worker while armed; more would measure our own memory
+SPANS_MAX = 1_000_000  # calls of one stretch of traffic
+END_S = 3.0  # what a provider gets to end by itself once its parent is gone
+
+
+def echo(payload: object) -> object:
+    """The handler of every function registered here."""
+    return payload
+
+
+# Calls ---------------------------------------------------------------------------------------
+
+
+def provider(url: str, function_id: str) -> None:
+    """A process that serves one function with `run()`, handlers inline."""
+    worker = Worker("bench-provider", url, threads=0)
+    worker.register(function_id, echo)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    ready()  # not yet connected: callers `wait_for` the function
+    worker.run()
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_S)
+    os._exit(1)
+
+
+def caller(url: str, function_id: str) -> None:
+    """A sync worker that calls one function."""
+    with Worker("bench-caller", url, threads=0) as worker:
+        worker.wait_for(function_id, timeout=10)
+        traffic = Traffic(worker, function_id)
+        ready()
+        answer(
+            calls=lambda **asked: _calls(worker, function_id, **asked),
+            begin=traffic.begin,
+            end=traffic.end,
+            first_answer=traffic.first_answer,
+        )
+
+
+def _calls(
+    worker: Worker, function_id: str, window: int, count: int, cpu_of: int
+) -> dict[str, float]:
+    """One round: `count` calls with `window` in flight; `cpu_of` is the broker's pid."""
+    cpu, began = cpu_seconds(cpu_of), time.perf_counter()
+    if window == 1:
+        spans = _one_by_one(worker, function_id, count)
+    else:
+        spans = _windowed(worker, function_id, window, count)
+    return _sample(spans, count, time.perf_counter() - began, cpu_seconds(cpu_of) - cpu)
+
+
+def _sample(spans: list[int], count: int, took: float, cpu: float) -> dict[str, float]:
+    return {
+        "p50_us": percentile(spans, 50) / 1e3,
+        "p99_us": percentile(spans, 99) / 1e3,
+        "calls_per_s": count / took,
+        "broker_cpu_us": cpu / count * 1e6,
+    }
+
+
+def _one_by_one(worker: Worker, function_id: str, count: int) -> list[int]:
+    call, clock, spans = worker.call, time.perf_counter_ns, []
+    for _ in range(count):
+        began = clock()
+        call(function_id, PAYLOAD)
+        spans.append(clock() - began)
+    return spans
+
+
+def _windowed(worker: Worker, function_id: str, window: int, count: int) -> list[int]:
+    """Futures in order: with one provider the oldest call is the next to be answered."""
+    submit = worker.submit
+    open_calls = deque(submit(function_id, PAYLOAD) for _ in range(window))
+    for _ in range(count - window):
+        open_calls.popleft().result()
+        open_calls.append(submit(function_id, PAYLOAD))
+    for future in open_calls:
+        future.result()
+    return []
+
+
+def async_caller(url: str, function_id: str) -> None:
+    """The same on AsyncWorker."""
+    asyncio.run(_async_caller(url, function_id))
+
+
+async def _async_caller(url: str, function_id: str) -> None:
+    async with AsyncWorker("bench-async-caller", url) as worker:
+        await worker.wait_for(function_id, timeout=10)
+
+        async def calls(window: int, count: int, cpu_of: int) -> dict[str, float]:
+            """One round: `window` tasks, gathered, that call one after the other."""
+            spans: list[int] = []
+            lane = count // window
+            cpu, began = cpu_seconds(cpu_of), time.perf_counter()
+            await asyncio.gather(*(_lane(worker, function_id, lane, spans) for _ in range(window)))
+            took = time.perf_counter() - began
+            return _sample(spans, lane * window, took, cpu_seconds(cpu_of) - cpu)
+
+        ready()
+        await answer_async(calls=calls)
+
+
+async def _lane(worker: AsyncWorker, function_id: str, count: int, spans: list[int]) -> None:
+    for _ in range(count):
+        began = time.perf_counter_ns()
+        await worker.call(function_id, PAYLOAD)
+        spans.append(time.perf_counter_ns() - began)
+
+
+class Traffic:
+    """Calls in the background until told to stop: closed loop, or one every `interval_ms`."""
+
+    def __init__(self, worker: Worker, function_id: str) -> None:
+        self._worker, self._function_id = worker, function_id
+        self._going = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._spans: deque[tuple[int, int]] = deque(maxlen=SPANS_MAX)  # (began, ended), answered
+        self._failures: Counter[str] = Counter()
+
+    def begin(self, interval_ms: float = 0.0, timeout_s: float = 30.0) -> None:
+        """Start calling; an interval of 0 means the next call when the last is answered."""
+        self._spans.clear()
+        self._failures.clear()
+        self._going.set()
+        loop = self._paced if interval_ms else self._closed
+        self._thread = threading.Thread(target=loop, args=(interval_ms / 1e3, timeout_s))
+        self._thread.start()
+
+    def end(self, since_ns: int = 0, until_ns: int = 0) -> dict[str, Any]:
+        """Stop; figures of the answered calls that overlap the given stretch (0: no limit)."""
+        self._going.clear()
+        assert self._thread is not None
+        self._thread.join()
+        spans = [
+            (ended - began) / 1e6
+            for began, ended in list(self._spans)
+            if ended >= since_ns and (not until_ns or began <= until_ns)
+        ]
+        return {
+            "count": len(spans),
+            "p50_ms": percentile(spans, 50),
+            "p99_ms": percentile(spans, 99),
+            "max_ms": max(spans, default=float("nan")),
+            "failures": dict(self._failures),
+        }
+
+    def first_answer(self, since_ns: int) -> int | None:
+        """When the first call begun after `since_ns` was answered, in monotonic nanoseconds."""
+        return min((ended for began, ended in list(self._spans) if began > since_ns), default=None)
+
+    def _closed(self, _: float, timeout_s: float) -> None:
+        clock = time.monotonic_ns
+        while self._going.is_set():
+            began = clock()
+            try:
+                self._worker.call(self._function_id, PAYLOAD, timeout=timeout_s)
+            except Exception as error:
+                self._failures[type(error).__name__] += 1
+            else:
+                self._spans.append((began, clock()))
+
+    def _paced(self, interval_s: float, timeout_s: float) -> None:
+        due = time.monotonic()
+        while self._going.is_set():
+            due += interval_s
+            time.sleep(max(0.0, due - time.monotonic()))
+            began = time.monotonic_ns()
+            try:
+                future = self._worker.submit(self._function_id, PAYLOAD, timeout=timeout_s)
+            except Exception as error:
+                self._failures[type(error).__name__] += 1
+            else:
+                future.add_done_callback(lambda done, began=began: self._note(done, began))
+
+    def _note(self, done: Future[Any], began: int) -> None:
+        error = done.exception()
+        if error is None:
+            self._spans.append((began, time.monotonic_ns()))
+        else:
+            self._failures[type(error).__name__] += 1
+
+
+# Crews ---------------------------------------------------------------------------------------
+
+
+class Member:
+    """One worker, and what its `on_change` callback saw since it was armed."""
+
+    def __init__(self, url: str, name: str, functions: int) -> None:
+        self.worker = Worker(name, url, threads=0)
+        self.records: deque[tuple[int, Any]] = deque(maxlen=RECORDS_MAX)
+        self.armed = False
+        self.changes = 0
+        self.resets = 0
+        self.gaps = 0  # a seq that does not follow the one before it, without a reset
+        self._seq: int | None = None
+        self.worker.register_many((f"{name}::f{i}", echo) for i in range(functions))
+        self.worker.on_change("*")(self._on_change)
+
+    def _on_change(self, change: Any) -> None:
+        now = time.monotonic_ns()
+        self.changes += 1
+        if change.kind == "reset":
+            self.resets += 1
+        elif self._seq is not None and change.seq - self._seq not in (0, 1):
+            self.gaps += 1
+        self._seq = change.seq
+        if self.armed:
+            self.records.append((now, change))
+
+    def arm(self) -> None:
+        self.records.clear()
+        self.armed = True
+
+    def seen(self, kind: str, field: str, values: list[str]) -> list[int | None]:
+        """When each value was first seen in a change of `kind`, in monotonic nanoseconds."""
+        first: dict[str, int] = {}
+        for at, change in list(self.records):
+            if change.kind == kind:
+                first.setdefault(getattr(change, field), at)
+        return [first.get(value) for value in values]
+
+
+class Crew:
+    """Several workers in one process, named PREFIX-0, PREFIX-1 ..., with functions of their own."""
+
+    def __init__(self, url: str, prefix: str, count: int, functions: int) -> None:
+        self.members = [Member(url, f"{prefix}-{i}", functions) for i in range(count)]
+
+    def join(self) -> float:
+        """Start all at once; seconds until the last replica is complete."""
+        began = time.monotonic()
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            list(pool.map(lambda member: member.worker.start(), self.members))
+        return time.monotonic() - began
+
+    def digests(self) -> list[str]:
+        return [member.worker.digest for member in self.members]
+
+    def counts(self) -> dict[str, int]:
+        """What the callbacks saw so far: changes, resets and gaps, summed over the crew."""
+        return {
+            "changes": sum(member.changes for member in self.members),
+            "resets": sum(member.resets for member in self.members),
+            "gaps": sum(member.gaps for member in self.members),
+        }
+
+    def arm(self) -> None:
+        """Forget what was seen and record from now on."""
+        for member in self.members:
+            member.arm()
+
+    def seen(
+        self, kind: str, field: str, values: list[str], timeout_s: float
+    ) -> list[list[int | None]]:
+        """Per member and value, the moment it was seen; waits until all are or time is up."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = [member.seen(kind, field, values) for member in self.members]
+            if time.monotonic() > deadline or not any(None in moments for moments in found):
+                return found
+            time.sleep(0.02)
+
+    def last_record(self) -> int:
+        """The moment of the latest callback of any member since `arm`."""
+        return max((member.records[-1][0] for member in self.members if member.records), default=0)
+
+    def register(self, function_id: str) -> dict[str, int]:
+        """Let the first member register; the moments before the call and after its return."""
+        began = time.monotonic_ns()
+        self.members[0].worker.register(function_id, echo)
+        return {"began": began, "returned": time.monotonic_ns()}
+
+
+def crew(url: str, prefix: str, count: int, functions: int) -> None:
+    """A process full of workers; see Crew for what can be asked."""
+    group = Crew(url, prefix, count, functions)
+    ready()
+    answer(
+        join=group.join,
+        digests=group.digests,
+        counts=group.counts,
+        arm=group.arm,
+        seen=group.seen,
+        last_record=group.last_record,
+        register=group.register,
+    )
+
+
+def probe(url: str) -> None:
+    """An observer that asks the broker about itself."""
+    with Worker("bench-probe", url, threads=0) as worker:
+        ready()
+        answer(status=lambda: worker.call("engine::status", timeout=30.0))
+
+
+def changers(url: str, prefix: str, count: int) -> None:
+    """`count` workers that register and unregister at a given pace."""
+    workers = [Worker(f"{prefix}-{i}", url, threads=0) for i in range(count)]
+    for worker in workers:
+        worker.start()
+    ready()
+
+    def churn(rate: float, seconds: float) -> int:
+        """`rate` changes a second from each worker; the changes made by all."""
+        with ThreadPoolExecutor(count) as pool:
+            made = pool.map(
+                lambda i: _churn(workers[i], f"churn::{prefix}-{i}", rate, seconds), range(count)
+            )
+            return sum(made)
+
+    answer(churn=churn)
+
+
+def _churn(worker: Worker, prefix: str, rate: float, seconds: float) -> int:
+    """Register a function, unregister it, the next ...; late turns are caught up at once."""
+    began, changes = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        time.sleep(max(0.0, began + changes / rate - time.monotonic()))
+        function_id = f"{prefix}::{changes // 2}"
+        if changes % 2 == 0:
+            worker.register(function_id, echo)
+        else:
+            worker.unregister(function_id)
+        changes += 1
+    return changes
+
+
+# Large registries ----------------------------------------------------------------------------
+
+
+def loader(url: str, workers: int, batch: int) -> None:
+    """Fills the registry: `workers` workers, `batch` functions a `register_many`."""
+    crowd = [Worker(f"bench-loader-{i}", url, threads=0) for i in range(workers)]
+    for worker in crowd:
+        worker.start()
+    made = 0
+    ready()
+
+    def load(total: int) -> int:
+        """Register until `total` functions are there; how many that are."""
+        nonlocal made
+        while made < total:
+            until = min(made + batch, total)
+            pairs = [(f"bench::f{i:06d}", echo) for i in range(made, until)]
+            crowd[made // batch % workers].register_many(pairs)
+            made = until
+        return made
+
+    answer(load=load)
+
+
+def joiner(url: str) -> None:
+    """A process that joins once, with nothing but the interpreter warmed up."""
+    worker = Worker("bench-joiner", url, threads=0)  # no I/O before start()
+    ready()
+
+    def join() -> dict[str, Any]:
+        """Seconds until `start()` returned and until every entry was read; bytes received.
+
+        The bytes are those of this process's TCP connections (see `tcp_bytes_received`), read
+        after `start()` returned.
+        """
+        began = time.monotonic_ns()
+        worker.start()
+        complete = time.monotonic_ns()
+        received = tcp_bytes_received()
+        looking = time.monotonic_ns()
+        functions = sum(1 for function_id in worker.functions if worker.functions[function_id])
+        read = time.monotonic_ns() - looking
+        return {
+            "began": began,
+            "complete": complete,
+            "join_s": (complete - began) / 1e9,
+            "read_s": read / 1e9,
+            "bytes": received,
+            "functions": functions,
+        }
+
+    answer(join=join, digests=lambda: [worker.digest])
