@@ -31,8 +31,8 @@ except ImportError: sys.exit(11)'
         candidates=("$PYTHON")
     else
         candidates=(python3 python3.{14,13,12,11,10})
-        # An environment that needs mending is mended by its own Python, unless a set-up of it was interrupted.
-        [[ -f $root/.venv/pyvenv.cfg && ! -s $root/.venv.lock ]] && candidates=("$root/.venv/bin/python" "${candidates[@]}")
+        # An environment that needs mending is mended by its own Python.
+        [[ -f $root/.venv/pyvenv.cfg ]] && candidates=("$root/.venv/bin/python" "${candidates[@]}")
     fi
     for candidate in "${candidates[@]}"; do
         version=$("$candidate" -c "$probe" 2>/dev/null </dev/null) && { echo "$candidate"; return; }

@@ -41,7 +41,8 @@ if "PIP_FAILS" in os.environ:
     sys.exit("no such package")
 if "PIP_HANGS" in os.environ:
     os.setsid()  # so that the test can kill the set-up without killing this
-    pathlib.Path("hanging").write_text(str(os.getpid()))
+    pathlib.Path("hanging.new").write_text(str(os.getpid()))
+    os.rename("hanging.new", "hanging")  # it is there only when it can be read
     while not pathlib.Path("go on").exists():
         time.sleep(0.01)
 script = pathlib.Path(".venv/bin/iii-broker")
@@ -62,7 +63,7 @@ class Project:
         self.root.mkdir()
         shutil.copytree(BIN, self.root / "bin")
         self.write("setup.cfg", "[metadata]\n")
-        self.write("pyproject.toml", "")
+        self.write("pyproject.toml", "[build-system]\n")
         for name, text in FAKES.items():
             (self.fakes / name).parent.mkdir(parents=True, exist_ok=True)
             (self.fakes / name).write_text(text)
