@@ -1,0 +1,110 @@
+"""The only file that creates sockets and sets their options; each option with the reason for its value.
+
+Facts behind the choices: libzmq aborts the process when a socket with HEARTBEAT_IVL and a finite RCVHWM has its input
+stopped by that mark while its peer goes. So only workers set heartbeats, with RCVHWM 0, and the broker sets none: it
+relies on the TTL that the workers announce.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+
+import zmq
+
+from .. import wire
+
+STREAM_SNDHWM = 1_000_000  # messages per slow reader; above it deltas are dropped, which seq gaps turn into a sync
+ROUTER_SNDHWM = 100_000  # above credit, results of a worker's 4,096 open calls, acks and snapshot parts together
+BACKLOG = 4096  # 100, the default, overflows under a burst of connects
+HANDSHAKE_IVL_MS = 3_000  # cuts strangers that connect and say nothing
+RECONNECT_IVL_MS = 10
+RECONNECT_IVL_MAX_MS = 100
+LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
+
+IO_ERRORS = (zmq.ZMQError, OSError)
+
+
+def seed_routing_ids() -> None:
+    """libzmq draws its first routing id from libc's generator: seed it, so that ids can't be guessed."""
+    ctypes.CDLL(None).srandom(secrets.randbits(32))
+    ctypes.CDLL(None).srand(secrets.randbits(32))
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[bytes]:
+    """The broker's control and call socket, not bound yet."""
+    seed_routing_ids()
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer raises EHOSTUNREACH, a full pipe EAGAIN
+    socket.setsockopt(zmq.SNDHWM, ROUTER_SNDHWM)
+    socket.setsockopt(zmq.RCVHWM, 10_000)  # per worker; beyond it TCP pushes back on that worker alone
+    socket.setsockopt(zmq.MAXMSGSIZE, wire.PAYLOAD_BYTES_MAX + wire.INLINE_BYTES_MAX)
+    _listening(socket, ttl_ms)
+    return socket
+
+
+def xpub(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[bytes]:
+    """The broker's registry stream, not bound yet."""
+    socket = context.socket(zmq.XPUB)
+    socket.setsockopt(zmq.SNDHWM, STREAM_SNDHWM)
+    socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # subscriptions only
+    _listening(socket, ttl_ms)
+    return socket
+
+
+def _listening(socket: zmq.Socket[bytes], ttl_ms: int) -> None:
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL_MS)
+    socket.setsockopt(zmq.TCP_MAXRT, ttl_ms)  # ends a connection whose network is cut while we send
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+    """A worker's control and call socket, not connected yet."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and the broker's credit
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is away: no replay to the next one
+    _connecting(socket, heartbeat_ms, ttl_ms)
+    return socket
+
+
+def sub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+    """A worker's end of the registry stream, not connected yet."""
+    socket = context.socket(zmq.SUB)
+    _connecting(socket, heartbeat_ms, ttl_ms)
+    return socket
+
+
+def _connecting(socket: zmq.Socket[bytes], heartbeat_ms: int, ttl_ms: int) -> None:
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.RCVHWM, 0)  # see above: never finite together with heartbeats
+    socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ttl_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, ttl_ms)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_IVL_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_IVL_MAX_MS)
+
+
+MONITORED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+def monitor(context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """A PAIR that tells the connection events of `watched` (`MONITORED`).
+
+    Read it before `watched`; call `watched.disable_monitor()` before closing either. Unbounded on purpose: an undrained
+    monitor with a mark freezes the I/O thread.
+    """
+    address = f"inproc://iii-monitor-{os.getpid()}-{secrets.token_hex(8)}"
+    watched.monitor(address, MONITORED)
+    pair = context.socket(zmq.PAIR)
+    pair.setsockopt(zmq.RCVHWM, 0)
+    pair.setsockopt(zmq.LINGER, 0)
+    pair.connect(address)
+    return pair

@@ -1,0 +1,829 @@
+"""The protocol on one page: grammar, one dataclass per message, encode, decode, limits.
+
+    message  = prefix header [payload]
+    prefix   = magic "i3" | version u8 | kind u8 | header length u32 | number u64      (16 bytes, big-endian)
+    header   = msgpack array of the message's fields, in the order of its dataclass
+    payload  = one msgpack value, in Call and Result only: behind the header when it has at most
+               `INLINE_BYTES_MAX` bytes, else as a second frame
+
+    control and calls   DEALER <-> ROUTER   one frame (two with a large payload) behind the routing id
+    registry stream     XPUB -> SUB         one frame: topic | message
+
+`number` ties an answer to its question: a Call to its Result, a Hello to its Welcome and to the snapshot that follows.
+
+Decoding is strict about what it knows and lenient about what it does not: unknown trailing fields are ignored (that
+is how the protocol grows), everything else that is not exactly a message raises `ProtocolError`, and nothing else does.
+No dict passes `decode`: what users put into metadata and schemas travels as packed bytes inside rows and entries.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from hashlib import blake2b
+from typing import Any, ClassVar, Union, cast
+
+import msgpack
+
+from .errors import FATES, Fate, ProtocolError
+
+MAGIC = b"i3"
+VERSION = 1
+PREFIX = struct.Struct(">2sBBIQ")
+
+# Limits. Each bounds something that a stranger could otherwise make grow.
+INLINE_BYTES_MAX = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
+PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # one call's payload or result; what the ROUTER's MAXMSGSIZE rests on
+CONTROL_BYTES_MAX = 1024 * 1024  # header of what a worker sends; unpacking it costs at most some 75 MB for a moment
+STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of what a broker sends; a worker trusts its broker
+ENTRY_BYTES_MAX = 64 * 1024  # one function's entry, schemas included
+METADATA_BYTES_MAX = 64 * 1024  # one worker's metadata
+BATCH_MAX = 1024  # functions in one Register: about 10 ms of the broker's loop
+NAME_CHARS_MAX = 64  # one name between two `::`, and a worker's name
+FUNCTION_ID_CHARS_MAX = 200
+FUNCTION_ID_NAMES_MAX = 8
+TEXT_CHARS_MAX = 4096  # a failure's text
+NUMBER_MAX = 2**64 - 1
+INT_MAX = 2**63 - 1
+
+RESERVED_PREFIX = "engine::"
+DIGEST_BYTES = 16
+TOKEN_BYTES = 16
+_DIGEST_MASK = (1 << 128) - 1
+
+# Topics. A reconnecting SUB resubscribes in byte order: the stream must come before any presence, so that a broker that
+# hears the presence knows that the stream is subscribed.
+STREAM_TOPIC = b"s|"
+SNAPSHOT_TOPIC = b"t|"
+PRESENCE_PREFIX = b"w|"
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+Buffer = Union[bytes, memoryview]
+
+
+# -- what users write: function ids and entries ------------------------------------------------------------------------
+
+
+def check_function_id(function_id: str) -> None:
+    """Raises: TypeError, ValueError with one line that says what was seen and what is expected."""
+    if not isinstance(function_id, str):
+        raise TypeError(f"a function id is a str such as 'orders::create', not {type(function_id).__name__}")
+    if len(function_id) > FUNCTION_ID_CHARS_MAX:
+        raise ValueError(f"function id of {len(function_id)} characters; at most {FUNCTION_ID_CHARS_MAX} are allowed")
+    names = function_id.split("::")
+    if len(names) > FUNCTION_ID_NAMES_MAX:
+        raise ValueError(
+            f"function id {function_id!r} has {len(names)} names; at most {FUNCTION_ID_NAMES_MAX} are allowed"
+        )
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"function id {function_id!r}: {name!r} is not a name; expected 1 to {NAME_CHARS_MAX} letters, digits, "
+                "'_', '-' or '.', joined by '::'"
+            )
+
+
+def is_reserved(function_id: str) -> bool:
+    """Whether the broker itself answers under this id."""
+    return function_id.startswith(RESERVED_PREFIX) or function_id == "engine"
+
+
+EXCLUSIVE = 1
+IDEMPOTENT = 2
+INTERNAL = 4
+
+
+@dataclass(slots=True, frozen=True)
+class FunctionEntry:
+    """What a provider says of a function. Schemas and metadata are JSON objects, or None where not given."""
+
+    id: str
+    description: str | None = None
+    request_schema: Mapping[str, Any] | None = None
+    response_schema: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+    flags: int = 0
+
+    @property
+    def exclusive(self) -> bool:
+        return bool(self.flags & EXCLUSIVE)
+
+    @property
+    def idempotent(self) -> bool:
+        return bool(self.flags & IDEMPOTENT)
+
+    @property
+    def internal(self) -> bool:
+        return bool(self.flags & INTERNAL)
+
+
+def encode_entry(entry: FunctionEntry) -> bytes:
+    """The entry's bytes: `[id, description, request_schema, response_schema, metadata, flags]`.
+
+    Raises: TypeError, ValueError for what msgpack can't carry.
+    """
+    return pack(
+        [
+            entry.id,
+            entry.description,
+            entry.request_schema,
+            entry.response_schema,
+            entry.metadata,
+            entry.flags,
+        ]
+    )
+
+
+def decode_entry(data: bytes) -> FunctionEntry:
+    """Raises: ProtocolError."""
+    fields = _unpack_array(data)
+    if len(fields) < 6:
+        raise ProtocolError(f"function entry of {len(fields)} fields; expected 6")
+    function_id, description, request, response, metadata, flags = fields[:6]
+    if type(function_id) is not str or type(flags) is not int or not 0 <= flags <= INT_MAX:
+        raise ProtocolError("function entry without an id and flags")
+    if description is not None and type(description) is not str:
+        raise ProtocolError(f"description is {type(description).__name__}; expected str")
+    for value in (request, response, metadata):
+        if value is not None and type(value) is not dict:
+            raise ProtocolError(f"schema or metadata is {type(value).__name__}; expected a map")
+    return FunctionEntry(function_id, description, request, response, metadata, flags)
+
+
+# -- rows: the registry's content --------------------------------------------------------------------------------------
+
+READY = "ready"
+STALLED = "stalled"
+DRAINING = "draining"
+STATES = frozenset((READY, STALLED, DRAINING))
+
+RowKey = tuple[str, str]
+"""(worker id, function id), the function id empty for a worker's own row."""
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerRow:
+    """A worker as everybody sees it. `metadata` is a packed msgpack map."""
+
+    worker_id: str
+    name: str
+    host: str
+    pid: int
+    metadata: bytes
+    state: str
+
+
+@dataclass(slots=True, frozen=True)
+class ProviderRow:
+    """That a worker offers a function. `active` is False for a stand-by; `entry` is a packed FunctionEntry."""
+
+    worker_id: str
+    function_id: str
+    active: bool
+    entry: bytes
+
+
+Row = Union[WorkerRow, ProviderRow]
+
+
+def encode_row(row: Row) -> bytes:
+    """`[worker_id, "", name, host, pid, metadata, state]` or `[worker_id, function_id, active, entry]`."""
+    if isinstance(row, ProviderRow):
+        return pack([row.worker_id, row.function_id, row.active, row.entry])
+    return pack([row.worker_id, "", row.name, row.host, row.pid, row.metadata, row.state])
+
+
+def decode_row(data: bytes) -> Row:
+    """Raises: ProtocolError."""
+    fields = _unpack_array(data)
+    if len(fields) >= 4 and _fits(fields, (str, str, bool, bytes)) and fields[1]:
+        return ProviderRow(*fields[:4])
+    if len(fields) >= 7 and _fits(fields, (str, str, str, str, int, bytes, str)) and not fields[1]:
+        return WorkerRow(fields[0], *fields[2:7])
+    raise ProtocolError("neither a worker row nor a provider row")
+
+
+def row_hash(row: bytes) -> int:
+    """The row's share in the digest: BLAKE2b of 128 bits over its bytes exactly as sent."""
+    return int.from_bytes(blake2b(row, digest_size=DIGEST_BYTES).digest(), "big")
+
+
+def digest_bytes(total: int) -> bytes:
+    """The digest of a registry whose row hashes add up to `total`: 16 bytes, big-endian, modulo 2**128."""
+    return (total & _DIGEST_MASK).to_bytes(DIGEST_BYTES, "big")
+
+
+def functions_digest(entries: list[bytes]) -> bytes:
+    """What a worker puts into Hello, so that the broker can tell whether it still offers the same functions."""
+    return digest_bytes(sum(map(row_hash, entries)))
+
+
+def presence_topic(token: bytes) -> bytes:
+    """The topic that only the holder of this session token can know."""
+    return PRESENCE_PREFIX + blake2b(token, digest_size=16, person=b"presence").hexdigest().encode()
+
+
+def receipt_topic(token: bytes) -> bytes:
+    """Subscribed after the snapshot topic, it tells the broker that a broadcast snapshot will be heard."""
+    return presence_topic(token) + b"+"
+
+
+# -- deltas ------------------------------------------------------------------------------------------------------------
+
+REASONS = frozenset(("", "bye", "died", "silent", "unregistered", "replaced"))
+
+
+@dataclass(slots=True, frozen=True)
+class Delta:
+    """One numbered, atomic change: rows to drop by key, then rows to put; `digest` is the content's afterwards.
+
+    `reason` says why rows were dropped (one of `REASONS`). A key is never in both `drops` and `puts`.
+    """
+
+    seq: int
+    digest: bytes
+    reason: str
+    puts: tuple[bytes, ...]
+    drops: tuple[RowKey, ...]
+
+
+def encode_delta(delta: Delta) -> bytes:
+    return pack([delta.seq, delta.digest, delta.reason, delta.puts, delta.drops])
+
+
+def decode_delta(data: bytes) -> Delta:
+    """Raises: ProtocolError."""
+    fields = _unpack_array(data)
+    if len(fields) < 5 or not _fits(fields, (int, bytes, str, list, list)):
+        raise ProtocolError("a delta is [seq, digest, reason, puts, drops]")
+    seq, digest, reason, puts, drops = fields[:5]
+    if not _is_list_of(puts, bytes) or len(digest) != DIGEST_BYTES or not 0 < seq <= INT_MAX:
+        raise ProtocolError("a delta's seq, digest or puts are malformed")
+    for key in drops:
+        if type(key) is not list or len(key) != 2 or type(key[0]) is not str or type(key[1]) is not str:
+            raise ProtocolError("a delta drops [worker_id, function_id]")
+    return Delta(seq, digest, reason, tuple(puts), tuple([(key[0], key[1]) for key in drops]))
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+# `KIND` is the prefix's kind, `FIELDS` the types of the header's fields; the dataclass has `number` first, then these.
+
+Refusal = tuple[int, str, str]
+"""(index in the batch, code, text)."""
+
+BYTES_LIST, STRINGS, REFUSALS = list[bytes], list[str], list[Refusal]
+
+
+@dataclass(slots=True)
+class Hello:
+    """worker -> broker: I am here, or (with the token of a session) here again. Opens a session.
+
+    `metadata` is a packed msgpack map. `epoch` ("" if none) and `seq` are the replica's position. `functions` is
+    `functions_digest` of what the session offered ("" without a token): if it is what the broker holds, the rows stay.
+    An observer is no row and offers nothing.
+    """
+
+    KIND: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Any, ...]] = (
+        STRINGS,
+        str,
+        str,
+        int,
+        bytes,
+        int,
+        bool,
+        str,
+        int,
+        bytes,
+        bytes,
+    )
+    number: int
+    capabilities: list[str]
+    name: str
+    host: str
+    pid: int
+    metadata: bytes
+    credit: int
+    observer: bool
+    epoch: str
+    seq: int
+    token: bytes
+    functions: bytes
+
+
+@dataclass(slots=True)
+class Welcome:
+    """broker -> worker: the session. `stream_url` may have the host `*`: the host that the worker used for the broker.
+
+    Times in milliseconds. `kept` says that the rows of the session named in Hello stayed as they were.
+    """
+
+    KIND: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, bytes, str, str, int, int, int, int, int, bool, str)
+    number: int
+    worker_id: str
+    token: bytes
+    epoch: str
+    stream_url: str
+    heartbeat_ms: int
+    ttl_ms: int
+    open_calls_max: int
+    batch_max: int
+    payload_bytes_max: int
+    kept: bool
+    version: str
+
+
+@dataclass(slots=True)
+class Register:
+    """worker -> broker: a batch of packed entries, applied atomically under one seq. Answered by Ack."""
+
+    KIND: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Any, ...]] = (BYTES_LIST,)
+    number: int
+    entries: list[bytes]
+
+
+@dataclass(slots=True)
+class Unregister:
+    """worker -> broker: function ids that go, atomically. Answered by Ack."""
+
+    KIND: ClassVar[int] = 4
+    FIELDS: ClassVar[tuple[Any, ...]] = (STRINGS,)
+    number: int
+    function_ids: list[str]
+
+
+@dataclass(slots=True)
+class Ack:
+    """broker -> worker: a Register, Unregister or Drain was done and is part of the registry at `seq`.
+
+    `refusals` names what was not done, by its index in the batch.
+    """
+
+    KIND: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, REFUSALS)
+    number: int
+    epoch: str
+    seq: int
+    refusals: list[Refusal]
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """worker -> broker: my loop runs. Position, calls running, and the loop's worst lag since the last one."""
+
+    KIND: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, int, int)
+    number: int
+    epoch: str
+    seq: int
+    load: int
+    lag_ms: int
+
+
+@dataclass(slots=True)
+class Sync:
+    """worker -> broker: tell me what I lack from this position on; the epoch "" asks for a snapshot.
+
+    `number` is chosen anew for each Sync and comes back in every part. `reason` is for the broker's counters:
+    `gap`, `digest`, `overrun` (too much waited unread) or `late` (an earlier answer did not come).
+    """
+
+    KIND: ClassVar[int] = 7
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, str)
+    number: int
+    epoch: str
+    seq: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """broker -> worker: one part of the registry at (epoch, seq): packed rows. The last part completes it.
+
+    Over the ROUTER `number` is that of the Hello or Sync which asked; over the stream that of the Invite.
+    """
+
+    KIND: ClassVar[int] = 8
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bytes, int, bool, BYTES_LIST)
+    number: int
+    epoch: str
+    seq: int
+    digest: bytes
+    index: int
+    last: bool
+    rows: list[bytes]
+
+
+@dataclass(slots=True)
+class Replay:
+    """broker -> worker: one part of the packed deltas that the worker missed. It may be empty: nothing was missed.
+
+    A Sync is answered by Replay alone (resumed), or by Snapshot parts and then Replay parts with what came since.
+    The part with `last` ends the answer; a Snapshot's `last` is never the end of an answer.
+    """
+
+    KIND: ClassVar[int] = 9
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bool, BYTES_LIST)
+    number: int
+    epoch: str
+    index: int
+    last: bool
+    deltas: list[bytes]
+
+
+@dataclass(slots=True)
+class Received:
+    """worker -> broker: part `index` of answer `number` arrived. At most `PARTS_OPEN_MAX` are on their way."""
+
+    KIND: ClassVar[int] = 10
+    FIELDS: ClassVar[tuple[Any, ...]] = (int,)
+    number: int
+    index: int
+
+
+@dataclass(slots=True)
+class Invite:
+    """broker -> worker: the snapshot that answers `number` will be broadcast on `topic`.
+
+    Subscribe to `topic`, then to `receipt_topic(token)`; unsubscribe both after the last Replay part.
+    """
+
+    KIND: ClassVar[int] = 11
+    FIELDS: ClassVar[tuple[Any, ...]] = (bytes, int)
+    number: int
+    topic: bytes
+    broadcast: int
+
+
+@dataclass(slots=True)
+class Drain:
+    """worker -> broker: hand me no new calls. Answered by Ack once my running and queued calls have ended."""
+
+    KIND: ClassVar[int] = 12
+    FIELDS: ClassVar[tuple[Any, ...]] = ()
+    number: int
+
+
+@dataclass(slots=True)
+class Bye:
+    """worker -> broker: I leave on purpose. My functions go at once; results of running calls are still taken."""
+
+    KIND: ClassVar[int] = 13
+    FIELDS: ClassVar[tuple[Any, ...]] = ()
+    number: int
+
+
+@dataclass(slots=True)
+class Unknown:
+    """broker -> worker: you have no session here; say Hello. `number` and `kind` are those of what was refused."""
+
+    KIND: ClassVar[int] = 14
+    FIELDS: ClassVar[tuple[Any, ...]] = (int,)
+    number: int
+    kind: int
+
+
+@dataclass(slots=True)
+class Refuse:
+    """broker -> worker: message `number` of kind `kind` is refused; a refused Hello ends the attempt for good."""
+
+    KIND: ClassVar[int] = 15
+    FIELDS: ClassVar[tuple[Any, ...]] = (int, str, str)
+    number: int
+    kind: int
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Probe:
+    """broker -> worker: nothing to do; that it could be sent is what the broker wants to know."""
+
+    KIND: ClassVar[int] = 16
+    FIELDS: ClassVar[tuple[Any, ...]] = ()
+    number: int
+
+
+@dataclass(slots=True)
+class Closing:
+    """broker -> everyone, on the stream: the broker ends on purpose. Say Hello again when it is back."""
+
+    KIND: ClassVar[int] = 17
+    FIELDS: ClassVar[tuple[Any, ...]] = (str,)
+    number: int
+    epoch: str
+
+
+@dataclass(slots=True)
+class Deltas:
+    """broker -> everyone, on the stream: the packed deltas of one turn of the broker's loop, in order."""
+
+    KIND: ClassVar[int] = 18
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, BYTES_LIST)
+    number: int
+    epoch: str
+    deltas: list[bytes]
+
+
+@dataclass(slots=True)
+class Beacon:
+    """broker -> everyone, on the stream when it is quiet: the position and the content's digest."""
+
+    KIND: ClassVar[int] = 19
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bytes)
+    number: int
+    epoch: str
+    seq: int
+    digest: bytes
+
+
+NO_ANSWER = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
+
+
+@dataclass(slots=True)
+class Call:
+    """caller -> broker -> provider. `number` is the caller's, behind the broker the route's.
+
+    `caller` is the caller's worker id (the broker checks it), `target` a worker id or "" for any provider,
+    `remaining_ms` the time left, `fence` the seq of the promotion for an exclusive function, else 0. `header` is the
+    encoded header as it was received, None when a field was changed: with it, a call is passed on without encoding.
+    """
+
+    KIND: ClassVar[int] = 32
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, str, int, str, int, int)
+    number: int
+    function_id: str
+    caller: str
+    remaining_ms: int
+    target: str
+    flags: int
+    fence: int
+    payload: Buffer
+    header: bytes | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """provider -> broker -> caller: the handler's return value."""
+
+    KIND: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Any, ...]] = ()
+    number: int
+    payload: Buffer
+
+
+@dataclass(slots=True)
+class Failure:
+    """provider or broker -> caller: the call ended without a result. `type` is an exception's name, or "".
+
+    From a provider the fate is `executed` (the handler raised) or `not_handed_over` (it never started).
+    """
+
+    KIND: ClassVar[int] = 34
+    FIELDS: ClassVar[tuple[Any, ...]] = (str, str, str, str)
+    number: int
+    code: str
+    fate: Fate
+    type: str
+    text: str
+
+
+@dataclass(slots=True)
+class Cancel:
+    """caller -> broker -> provider: nobody waits for this call any more. A late answer is counted and dropped."""
+
+    KIND: ClassVar[int] = 35
+    FIELDS: ClassVar[tuple[Any, ...]] = ()
+    number: int
+
+
+FromWorker = Union[
+    Hello, Register, Unregister, Heartbeat, Sync, Received, Drain, Bye, Call, Result, Failure, Cancel
+]  # fmt: skip
+FromBroker = Union[
+    Welcome, Ack, Snapshot, Replay, Invite, Unknown, Refuse, Probe, Call, Result, Failure, Cancel
+]  # fmt: skip
+OnStream = Union[Deltas, Beacon, Closing, Snapshot, Replay]
+Message = Union[FromWorker, FromBroker, OnStream]
+
+MESSAGES: tuple[type[Any], ...] = (
+    Hello, Welcome, Register, Unregister, Ack, Heartbeat, Sync, Snapshot, Replay, Received, Invite, Drain, Bye,
+    Unknown, Refuse, Probe, Closing, Deltas, Beacon, Call, Result, Failure, Cancel,
+)  # fmt: skip
+KINDS: dict[int, type[Any]] = {message.KIND: message for message in MESSAGES}
+
+PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
+
+
+# -- encode ------------------------------------------------------------------------------------------------------------
+
+
+def pack(value: Any) -> bytes:
+    """One msgpack value. Raises: TypeError, ValueError, OverflowError for what msgpack can't carry."""
+    return cast(bytes, msgpack.packb(value, use_bin_type=True))
+
+
+def encode(message: Message) -> tuple[bytes, Buffer | None]:
+    """The first frame, and the payload where it travels as a frame of its own."""
+    match message:
+        case Call():
+            header = message.header or _call_header(message)
+            return _with_payload(Call.KIND, message.number, header, message.payload)
+        case Result():
+            return _with_payload(Result.KIND, message.number, b"\x90", message.payload)
+        case _:
+            header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
+            return PREFIX.pack(MAGIC, VERSION, message.KIND, len(header), message.number) + header, None
+
+
+def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
+    """The one frame of a stream message: the topic, then the message."""
+    return topic + encode(message)[0]
+
+
+def _with_payload(kind: int, number: int, header: bytes, payload: Buffer) -> tuple[bytes, Buffer | None]:
+    prefix = PREFIX.pack(MAGIC, VERSION, kind, len(header), number)
+    if len(payload) > INLINE_BYTES_MAX:
+        return prefix + header, payload
+    return b"".join((prefix, header, payload)), None
+
+
+def _call_header(call: Call) -> bytes:
+    return pack([call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence])
+
+
+_FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
+    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(message.FIELDS)]
+    for message in MESSAGES
+}
+
+
+# -- decode ------------------------------------------------------------------------------------------------------------
+
+
+def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
+    """The message in `frame`, with `payload` if there was a second frame. Raises: ProtocolError, and nothing else."""
+    if len(frame) < PREFIX.size:
+        raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
+    magic, version, kind, header_bytes, number = PREFIX.unpack_from(frame)
+    if magic != MAGIC or version != VERSION:
+        raise ProtocolError(f"magic {magic!r} version {version}; expected {MAGIC!r} version {VERSION}")
+    message = KINDS.get(kind)
+    if message is None:
+        raise ProtocolError(f"unknown kind {kind}")
+    body = PREFIX.size + header_bytes
+    if body > len(frame) or header_bytes > header_bytes_max:
+        raise ProtocolError(f"header of {header_bytes} bytes in a frame of {len(frame)}")
+    header = frame[PREFIX.size : body]
+    fields = _header_fields(message, header)
+    if message is Call or message is Result:
+        return _decode_with_payload(message, number, header, fields, frame[body:], payload)
+    if payload is not None or body != len(frame):
+        raise ProtocolError(f"{message.__name__} carries no payload")
+    check = _CHECKS.get(message)
+    decoded: Message = message(number, *fields)
+    if check is not None:
+        check(decoded)
+    return decoded
+
+
+def decode_on_stream(frame: bytes) -> OnStream:
+    """The message behind the topic of a stream frame. Raises: ProtocolError."""
+    topic_bytes = len(SNAPSHOT_TOPIC) if frame.startswith(SNAPSHOT_TOPIC) else len(STREAM_TOPIC)
+    message = decode(frame[topic_bytes:], header_bytes_max=STREAM_BYTES_MAX)
+    if isinstance(message, (Deltas, Beacon, Closing, Snapshot, Replay)):
+        return message
+    raise ProtocolError(f"{type(message).__name__} does not belong on the stream")
+
+
+def unpack(data: Buffer) -> Any:
+    """The value in a payload, as handlers and callers get it. Raises: ValueError when it is no msgpack value."""
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False)
+    except Exception as error:  # msgpack raises several unrelated kinds, and what ext types raise
+        raise ValueError(f"payload of {len(data)} bytes is no msgpack value: {error}") from error
+
+
+def unpack_map(data: bytes) -> dict[Any, Any]:
+    """The map in a row's metadata. Raises: ProtocolError."""
+    try:
+        value = unpack(data)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if type(value) is not dict:
+        raise ProtocolError(f"metadata is {type(value).__name__}; expected a map")
+    return value
+
+
+def _unpack_array(data: bytes) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(data, raw=False, strict_map_key=False)
+    except Exception as error:  # as in `unpack`: on hostile bytes msgpack is not limited to ValueError
+        raise ProtocolError(f"no msgpack array: {type(error).__name__}") from error
+    if type(fields) is not list:
+        raise ProtocolError(f"{type(fields).__name__} where an array is expected")
+    return fields
+
+
+def _header_fields(message: type[Any], header: bytes) -> list[Any]:
+    fields = _unpack_array(header)
+    types = message.FIELDS
+    if len(fields) < len(types):
+        raise ProtocolError(f"{message.__name__} with {len(fields)} fields; expected {len(types)}")
+    if len(fields) > len(types):
+        del fields[len(types) :]
+    if not _fits(fields, types):
+        raise ProtocolError(f"{message.__name__} has a field of a wrong type")
+    return fields
+
+
+def _fits(fields: list[Any], types: tuple[Any, ...]) -> bool:
+    for value, expected in zip(fields, types, strict=False):
+        if type(value) is not expected and not _is_list(value, expected):
+            return False
+        if expected is int and not 0 <= value <= INT_MAX:
+            return False
+    return True
+
+
+def _is_list(value: Any, expected: Any) -> bool:
+    if type(value) is not list:
+        return False
+    if expected is BYTES_LIST:
+        return _is_list_of(value, bytes)
+    if expected is STRINGS:
+        return _is_list_of(value, str)
+    return bool(expected is REFUSALS) and all(
+        type(item) is list and len(item) == 3 and _fits(item, (int, str, str)) for item in value
+    )
+
+
+def _is_list_of(value: list[Any], item: type) -> bool:
+    return all(type(element) is item for element in value)
+
+
+def _decode_with_payload(
+    message: type[Any],
+    number: int,
+    header: bytes,
+    fields: list[Any],
+    inline: bytes,
+    attached: Buffer | None,
+) -> Message:
+    payload: Buffer = inline
+    if attached is not None:
+        if inline:
+            raise ProtocolError(f"{message.__name__} with two payloads")
+        payload = attached
+    if not payload:
+        raise ProtocolError(f"{message.__name__} without a payload")
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise ProtocolError(f"payload of {len(payload)} bytes; at most {PAYLOAD_BYTES_MAX}")
+    if message is Result:
+        return Result(number, payload)
+    function_id, caller, remaining_ms, target, flags, fence = fields
+    return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
+
+
+def _check_hello(hello: Hello) -> None:
+    if len(hello.metadata) > METADATA_BYTES_MAX:
+        raise ProtocolError(f"metadata of {len(hello.metadata)} bytes; at most {METADATA_BYTES_MAX}")
+    if len(hello.token) not in (0, TOKEN_BYTES) or len(hello.functions) not in (0, DIGEST_BYTES):
+        raise ProtocolError("a Hello's token and functions digest have 16 bytes or none")
+    if len(hello.name) > NAME_CHARS_MAX or len(hello.host) > 255:
+        raise ProtocolError("a Hello's name, host or capabilities are malformed")
+
+
+def _check_welcome(welcome: Welcome) -> None:
+    if len(welcome.token) != TOKEN_BYTES:
+        raise ProtocolError("a Welcome's token has 16 bytes")
+
+
+def _check_ack(ack: Ack) -> None:
+    ack.refusals = [(index, code, text) for index, code, text in ack.refusals]
+
+
+def _check_failure(failure: Failure) -> None:
+    if failure.fate not in FATES:
+        raise ProtocolError(f"unknown fate {failure.fate!r}")
+
+
+def _check_digest(message: Snapshot | Beacon) -> None:
+    if len(message.digest) != DIGEST_BYTES:
+        raise ProtocolError(f"digest of {len(message.digest)} bytes; expected {DIGEST_BYTES}")
+
+
+_CHECKS: dict[type[Any], Callable[[Any], None]] = {
+    Hello: _check_hello,
+    Welcome: _check_welcome,
+    Ack: _check_ack,
+    Failure: _check_failure,
+    Snapshot: _check_digest,
+    Beacon: _check_digest,
+}
