@@ -43,7 +43,9 @@ if "PIP_HANGS" in os.environ:
     os.setsid()  # so that the test can kill the set-up without killing this
     pathlib.Path("hanging.new").write_text(str(os.getpid()))
     os.rename("hanging.new", "hanging")  # it is there only when it can be read
-    while not pathlib.Path("go on").exists():
+    for _ in range(3000):  # half a minute, lest a failed test leaves it behind for ever
+        if pathlib.Path("go on").exists():
+            break
         time.sleep(0.01)
 script = pathlib.Path(".venv/bin/iii-broker")
 script.write_text('#!/bin/sh\\necho "ran $* in $PWD"; cat')
