@@ -98,9 +98,7 @@ class Project:
             start_new_session=True,
         )
 
-    def run(
-        self, *command: str | Path, text: str = "", **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, text: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         with self.start(*command, **env) as process:
             out, err = process.communicate(text, timeout=30)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -151,8 +151,7 @@ def test_an_old_python_is_refused_in_one_line(project: Project) -> None:
     refused = project.run(PYTHON=str(old))
     assert (refused.returncode, refused.stdout) == (FAILED, "")
     assert refused.stderr == (
-        f"iii_zmq: Python 3.10 or later is needed, and {old} is 3.9; "
-        "PYTHON=/path/to/python names another\n"
+        f"iii_zmq: Python 3.10 or later is needed, and {old} is 3.9; PYTHON=/path/to/python names another\n"
     )
 
 
@@ -178,8 +177,7 @@ def test_a_missing_python_is_told_in_one_line(project: Project) -> None:
     refused = project.run(PYTHON="/nowhere/python3")
     assert (refused.returncode, refused.stdout) == (FAILED, "")
     assert refused.stderr == (
-        "iii_zmq: Python 3.10 or later is needed, and /nowhere/python3 does not run; "
-        "PYTHON=/path/to/python names one\n"
+        "iii_zmq: Python 3.10 or later is needed, and /nowhere/python3 does not run; PYTHON=/path/to/python names one\n"
     )
 
 
