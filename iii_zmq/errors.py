@@ -19,7 +19,7 @@ A call that fails always tells its fate, one of the three words below.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 Fate = Literal["not_handed_over", "possibly_executed", "executed"]
 """What may have happened to a failed call: no handler can have seen it; one may have; one did, and failed."""
@@ -143,3 +143,8 @@ def call_failure(code: str, fate: Fate, type: str, text: str) -> CallFailed:
     if code == HANDLER_FAILED:
         return RemoteError(type, text)
     return _CALL_FAILURES.get(code, CallFailed)(text, fate, code)
+
+
+def assert_never(value: NoReturn) -> NoReturn:
+    """Ends a `match` over a union: the type checker names the member that was forgotten (`typing`'s needs 3.11)."""
+    raise AssertionError(f"unexpected {value!r}")

@@ -1,0 +1,61 @@
+"""Moments at which something is due: a heap with lazy deletion, one entry a key. It knows no clock.
+
+Invariant: a key is due at `_at[key]`, and the heap holds that pair; other pairs of the key are stale and skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+STALE_MAX = 1024  # stale pairs beyond twice the living ones: then the heap is built anew
+
+
+class Deadlines(Generic[K]):
+    """`set` and `cancel` in O(log n); the next moment in O(1)."""
+
+    def __init__(self) -> None:
+        self._at: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._order = 0  # equal moments come out in the order they were set; keys need no order of their own
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def set(self, key: K, at: float) -> None:
+        """`key` is due at `at`, whatever was set before."""
+        self._at[key] = at
+        self._order += 1
+        heappush(self._heap, (at, self._order, key))
+        if len(self._heap) > 2 * len(self._at) + STALE_MAX:
+            self._rebuild()
+
+    def cancel(self, key: K) -> None:
+        """`key` is due no more; nothing happens when it was not."""
+        self._at.pop(key, None)
+
+    def next(self) -> float | None:
+        """When the earliest key is due."""
+        self._skip_stale()
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now: float) -> K | None:
+        """Forgets and returns a key that is due at `now`, the earliest first."""
+        self._skip_stale()
+        if not self._heap or self._heap[0][0] > now:
+            return None
+        key = heappop(self._heap)[2]
+        del self._at[key]
+        return key
+
+    def _skip_stale(self) -> None:
+        heap, at = self._heap, self._at
+        while heap and at.get(heap[0][2]) != heap[0][0]:
+            heappop(heap)
+
+    def _rebuild(self) -> None:
+        self._heap = [pair for pair in self._heap if self._at.get(pair[2]) == pair[0]]
+        heapify(self._heap)

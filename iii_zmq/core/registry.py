@@ -1,0 +1,268 @@
+"""The truth: who is here and who offers what, as numbered, atomic changes with a bounded history and a digest.
+
+Invariant: `digest` is the sum of the hashes of exactly the rows in `_rows`, and delta `seq` leads from the content at
+`seq - 1` to the content at `seq`. Every public method that changes something makes one delta or, where nothing differs,
+none. It knows nothing of sessions, sockets or liveness: whoever calls decides who left and why.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from .. import errors, wire
+from ..wire import FunctionEntry, ProviderRow, RowKey, WorkerRow
+
+HISTORY_MAX = 65_536  # deltas kept for those who resume: a minute of 1,000 changes a second
+HISTORY_BYTES_MAX = 64 * 1024 * 1024
+FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
+IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew
+
+
+@dataclass(slots=True)
+class Provider:
+    """One worker's offer of one function, as routing needs it. `fence`: the seq of its promotion, if exclusive."""
+
+    worker_id: str
+    flags: int
+    active: bool
+    fence: int
+    entry: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Image:
+    """The content at one position, to be sent as a snapshot: rows that were encoded once and are shared by all."""
+
+    seq: int
+    digest: bytes
+    rows: list[bytes]
+    bytes_total: int
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What one change will do; applied by `Registry._commit`. A key is in `puts` or in `drops`, never in both."""
+
+    puts: dict[RowKey, bytes] = field(default_factory=dict)
+    drops: dict[RowKey, None] = field(default_factory=dict)
+
+
+class Registry:
+    """Content, numbered changes and history of one epoch."""
+
+    def __init__(
+        self, epoch: str, *, history_max: int = HISTORY_MAX, history_bytes_max: int = HISTORY_BYTES_MAX
+    ) -> None:
+        self.epoch = epoch
+        self.seq = 0
+        self.workers: dict[str, WorkerRow] = {}
+        self.providers: dict[str, list[Provider]] = {}  # in the order of registration: the order of promotion
+        self.offered: dict[str, dict[str, Provider]] = {}  # worker id -> function id -> its provider
+        self.provider_rows = 0
+        self._rows: dict[RowKey, bytes] = {}
+        self._total = 0
+        self._history: deque[bytes] = deque()
+        self._history_max = history_max
+        self._history_bytes = 0
+        self._history_bytes_max = history_bytes_max
+        self._fresh: list[bytes] = []
+        self._image: Image | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes over the content now."""
+        return wire.digest_bytes(self._total)
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    def join(self, row: WorkerRow) -> None:
+        """A worker is here. It must not be here already."""
+        assert row.worker_id not in self.workers
+        self.workers[row.worker_id] = row
+        self.offered[row.worker_id] = {}
+        draft = _Draft()
+        draft.puts[row.worker_id, ""] = wire.encode_row(row)
+        self._commit("", draft)
+
+    def leave(self, worker_id: str, reason: str) -> list[str]:
+        """The worker goes, with all it offered; stand-bys are promoted. Returns the ids of the functions it offered."""
+        del self.workers[worker_id]
+        function_ids = list(self.offered.pop(worker_id))
+        draft = _Draft()
+        for function_id in function_ids:
+            self._remove(draft, worker_id, function_id)
+        draft.drops[worker_id, ""] = None
+        self._commit(reason, draft)
+        return function_ids
+
+    def set_state(self, worker_id: str, state: str) -> None:
+        """The worker is ready, stalled or draining now."""
+        row = self.workers[worker_id]
+        if row.state == state:
+            return
+        row = self.workers[worker_id] = replace(row, state=state)
+        draft = _Draft()
+        draft.puts[worker_id, ""] = wire.encode_row(row)
+        self._commit("", draft)
+
+    def register(self, worker_id: str, batch: Iterable[tuple[int, FunctionEntry, bytes]]) -> list[wire.Refusal]:
+        """Adds or changes what the worker offers, in one change. `batch` is (index, entry, the entry's bytes).
+
+        Returns what was refused: `conflict` when others offer the function with another `exclusive`, `limit`.
+        """
+        draft = _Draft()
+        refusals = []
+        for index, entry, data in batch:
+            refusal = self._refusal(worker_id, entry)
+            if refusal is None:
+                self._offer(draft, worker_id, entry, data)
+            else:
+                refusals.append((index, *refusal))
+        self._commit("", draft)
+        return refusals
+
+    def unregister(self, worker_id: str, function_ids: list[str]) -> list[wire.Refusal]:
+        """Removes what the worker offers, in one change. Returns what was refused: `not_registered`."""
+        draft = _Draft()
+        refusals = []
+        for index, function_id in enumerate(function_ids):
+            if self.offered[worker_id].pop(function_id, None) is None:
+                refusals.append(
+                    (index, errors.NOT_REGISTERED, f"{function_id[:200]!r} is not registered by this worker")
+                )
+            else:
+                self._remove(draft, worker_id, function_id)
+        self._commit("unregistered", draft)
+        return refusals
+
+    def hand_over(self, worker_id: str, function_id: str) -> bool:
+        """An exclusive function's active provider steps back for the first ready stand-by, if there is one."""
+        providers = self.providers[function_id]
+        active = next((one for one in providers if one.active and one.worker_id == worker_id), None)
+        heir = next((one for one in providers if not one.active and self._is_ready(one)), None)
+        if active is None or heir is None:
+            return False
+        draft = _Draft()
+        active.active = False
+        self._put(draft, function_id, active)
+        self._promote(draft, function_id, heir)
+        self._commit("", draft)
+        return True
+
+    # -- what others read ----------------------------------------------------------------------------------------------
+
+    def since(self, seq: int) -> list[bytes] | None:
+        """The packed deltas after `seq`, oldest first, or None when they are no longer (or not yet) held."""
+        missing = self.seq - seq
+        if not 0 <= missing <= len(self._history):
+            return None
+        return list(islice(self._history, len(self._history) - missing, None))
+
+    def image(self) -> Image:
+        """A snapshot of now or of a little while ago: `since(image.seq)` is held and short."""
+        cached = self._image
+        if cached is None or self.seq - cached.seq > self._image_age_max() or self.since(cached.seq) is None:
+            rows = list(self._rows.values())
+            cached = self._image = Image(self.seq, self.digest, rows, sum(map(len, rows)))
+        return cached
+
+    def take_fresh(self) -> list[bytes]:
+        """The packed deltas since the last time this was asked, to be published in this order."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def row(self, key: RowKey) -> bytes | None:
+        """The row's bytes as they were published."""
+        return self._rows.get(key)
+
+    def functions_digest(self, worker_id: str) -> bytes:
+        """What a worker that still offers exactly its rows here puts into its Hello."""
+        return wire.functions_digest([provider.entry for provider in self.offered[worker_id].values()])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def keys(self) -> Iterator[RowKey]:
+        return iter(self._rows)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _image_age_max(self) -> int:
+        """Small registries are cheap to copy: replaying more deltas than there are rows would be the longer way."""
+        return min(IMAGE_DELTAS_MAX, len(self._rows) // 8)
+
+    def _refusal(self, worker_id: str, entry: FunctionEntry) -> tuple[str, str] | None:
+        providers = self.providers.get(entry.id, ())
+        others = (one for one in providers if one.worker_id != worker_id)
+        other = next(others, None)
+        if other is not None and bool(other.flags & wire.EXCLUSIVE) != entry.exclusive:
+            theirs = "exclusive" if other.flags & wire.EXCLUSIVE else "not exclusive"
+            return errors.CONFLICT, f"{entry.id!r} is registered as {theirs} by worker {other.worker_id}"
+        if self.provider_rows >= FUNCTIONS_MAX and entry.id not in self.offered[worker_id]:
+            return errors.LIMIT, f"the registry holds {FUNCTIONS_MAX} functions, which is its limit"
+        return None
+
+    def _offer(self, draft: _Draft, worker_id: str, entry: FunctionEntry, data: bytes) -> None:
+        known = self.offered[worker_id].get(entry.id)
+        if known is None:
+            known = Provider(worker_id, entry.flags, not entry.exclusive, 0, data)
+            self.providers.setdefault(entry.id, []).append(known)
+            self.offered[worker_id][entry.id] = known
+            self.provider_rows += 1
+        elif (known.flags ^ entry.flags) & wire.EXCLUSIVE:  # its only provider changed its mind
+            known.active, known.fence = not entry.exclusive, 0
+        known.flags, known.entry = entry.flags, data
+        if not known.active and not any(one.active for one in self.providers[entry.id]):
+            self._promote(draft, entry.id, known)
+        else:
+            self._put(draft, entry.id, known)
+
+    def _remove(self, draft: _Draft, worker_id: str, function_id: str) -> None:
+        providers = self.providers[function_id]
+        gone = next(one for one in providers if one.worker_id == worker_id)
+        providers.remove(gone)
+        self.provider_rows -= 1
+        draft.puts.pop((worker_id, function_id), None)
+        draft.drops[worker_id, function_id] = None
+        if not providers:
+            del self.providers[function_id]
+        elif gone.active and gone.flags & wire.EXCLUSIVE:
+            heir = next((one for one in providers if self._is_ready(one)), providers[0])
+            self._promote(draft, function_id, heir)
+
+    def _promote(self, draft: _Draft, function_id: str, heir: Provider) -> None:
+        heir.active = True
+        heir.fence = self.seq + 1  # the seq of the delta that this draft becomes
+        self._put(draft, function_id, heir)
+
+    def _is_ready(self, provider: Provider) -> bool:
+        return self.workers[provider.worker_id].state == wire.READY
+
+    def _put(self, draft: _Draft, function_id: str, provider: Provider) -> None:
+        key = (provider.worker_id, function_id)
+        draft.puts[key] = wire.encode_row(ProviderRow(*key, provider.active, provider.entry))
+
+    def _commit(self, reason: str, draft: _Draft) -> None:
+        """Applies the draft as one delta; rows that would stay the same are no change."""
+        puts = {key: row for key, row in draft.puts.items() if self._rows.get(key) != row}
+        drops = [key for key in draft.drops if key in self._rows]
+        if not puts and not drops:
+            return
+        for key in drops:
+            self._total -= wire.row_hash(self._rows.pop(key))
+        for key, row in puts.items():
+            before = self._rows.get(key)
+            self._total += wire.row_hash(row) - (wire.row_hash(before) if before is not None else 0)
+            self._rows[key] = row
+        self.seq += 1
+        self._record(wire.encode_delta(wire.Delta(self.seq, self.digest, reason, tuple(puts.values()), tuple(drops))))
+
+    def _record(self, delta: bytes) -> None:
+        self._fresh.append(delta)
+        self._history.append(delta)
+        self._history_bytes += len(delta)
+        while len(self._history) > self._history_max or self._history_bytes > self._history_bytes_max:
+            self._history_bytes -= len(self._history.popleft())

@@ -1,0 +1,134 @@
+"""What the broker knows of one connection from its Hello on, the events its shell tells, and the words for peers.
+
+A session is *joined* once its presence was heard, *routable* while it may be handed calls, *suspect* when its presence
+was lost but its connection still takes probes, *held* when it was lost while the broker itself slept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .. import wire
+
+if TYPE_CHECKING:
+    from .answers import Answer
+    from .calls import Route
+
+Peer = bytes
+"""A ROUTER's routing id, or one of the stream's topics."""
+
+EVERYONE: Peer = wire.STREAM_TOPIC
+BROADCAST: Peer = wire.SNAPSHOT_TOPIC
+
+Outbox = list[tuple[Peer, wire.Message]]
+
+
+@dataclass(slots=True)
+class Subscribed:
+    """The stream's socket heard a subscription. `sender` is EVERYONE."""
+
+    topic: bytes
+
+
+@dataclass(slots=True)
+class Unsubscribed:
+    """A topic's last subscription is gone: told only after the ROUTER was read empty."""
+
+    topic: bytes
+
+
+@dataclass(slots=True)
+class Undelivered:
+    """This message could not be sent: the peer is gone (told after the ROUTER was read empty) or its queue is full."""
+
+    message: wire.Message
+    overflow: bool = False
+
+
+@dataclass(slots=True)
+class Malformed:
+    """The peer sent something that is no message."""
+
+    text: str
+
+
+Event = Subscribed | Unsubscribed | Undelivered | Malformed
+
+
+@dataclass(slots=True)
+class Settings:
+    """What `serve` was told. Times in seconds."""
+
+    stream_url: str = "tcp://*:5571"
+    heartbeat_s: float = 0.5
+    ttl_s: float = 2.0
+    version: str = "0"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One worker or observer, from its Hello to its end."""
+
+    peer: Peer
+    worker_id: str
+    hello: wire.Hello
+    token: bytes
+    said_hello_at: float
+    heard_at: float
+    joined: bool = False
+    stalled: bool = False
+    draining: bool = False
+    drain_number: int | None = None  # of the Drain that waits for its Ack
+    leaving: bool = False  # said Bye: no row any more, only results are still taken
+    reachable: bool = True  # no send has failed yet
+    suspect_since: float | None = None  # presence lost at this moment
+    probe_wait_s: float = 0.0
+    probe_at: float = 0.0
+    held_until: float | None = None
+    load: int = 0
+    lag_ms: int = 0
+    in_flight: dict[int, Route] = field(default_factory=dict)  # route number -> call it was handed
+    open: dict[int, Route] = field(default_factory=dict)  # its own call number -> call it made
+    waiting: dict[str, None] = field(default_factory=dict)  # functions it offers with calls in their queue
+    answer: Answer | None = None
+    ended: bool = False
+
+    @property
+    def routable(self) -> bool:
+        """May be handed calls now (its credit aside)."""
+        return self.joined and self.reachable and self.suspect_since is None and not self.leaving
+
+    @property
+    def presence(self) -> bytes:
+        return wire.presence_topic(self.token)
+
+    @property
+    def state(self) -> str:
+        """The row's state; draining is what matters most to others."""
+        if self.draining:
+            return wire.DRAINING
+        return wire.STALLED if self.stalled else wire.READY
+
+
+# Everything the broker counts: told by `status`, documented in docs/protocol.md.
+COUNTERS = (
+    "hellos", "renewals", "kept", "joined", "left_bye", "left_died", "left_silent", "left_replaced",
+    "registered", "unregistered", "refused", "malformed", "unexpected", "unknown_peers", "presence_lost",
+    "probes", "pauses", "stalled", "never_present", "overflows", "undelivered",
+    "resumes", "snapshots", "broadcasts", "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
+    "calls", "calls_queued", "calls_busy", "calls_no_provider", "calls_timeout", "calls_provider_lost",
+    "calls_rerouted", "calls_cancelled", "results", "failures", "results_late",
+    "results_unmatched", "forged",
+)  # fmt: skip
+
+
+def new_counters() -> Counter[str]:
+    """All counters at zero, so that a reader sees every name from the start."""
+    return Counter(dict.fromkeys(COUNTERS, 0))
+
+
+NewToken = Callable[[], bytes]
+NewId = Callable[[], str]

@@ -1,0 +1,285 @@
+"""The broker's shell: a loop around BrokerCore with a ROUTER, an XPUB and a way to wake it. It decides nothing.
+
+    wait until readable or the core's next deadline
+    read the stream's subscriptions, then at most a burst from the ROUTER; each message goes to the core
+    only once the ROUTER was read empty: tell the core what could not be sent and whose presence is gone
+    tick; send the outbox
+
+A result or a Bye that was sent just before the end waits in the ROUTER while the peer is already unreachable: hence the
+order.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import resource
+import secrets
+import socket as stdlib_socket
+import time
+
+import zmq
+
+from .. import wire
+from .._version import __version__
+from ..core.broker import BrokerCore
+from ..core.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
+from ..errors import ProtocolError
+from . import sockets
+
+log = logging.getLogger("iii_zmq.broker")
+
+DEFAULT_URL = "tcp://127.0.0.1:5570"
+BURST_MAX = 256  # messages a turn: some 5 ms, so that ticks, deltas and parts of snapshots get their time
+UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
+
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE_NOBLOCK = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
+_RCVMORE = int(zmq.RCVMORE)
+
+
+class AddressInUse(OSError):
+    """Another broker serves this address already."""
+
+
+class Broker:
+    """One broker on two bound sockets. `bind()`, then `run()` until `stop()` from a signal handler or another thread."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, stream_url: str | None = None, *, heartbeat_s: float = 0.5, ttl_s: float = 2.0
+    ) -> None:
+        self.url = url
+        self.stream_url = stream_url or default_stream_url(url)
+        self._advertised = stream_url
+        self.epoch = secrets.token_hex(8)
+        self._settings = Settings(heartbeat_s=heartbeat_s, ttl_s=ttl_s, version=__version__)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        ttl_ms = round(ttl_s * 1000)
+        self._router = sockets.router(self._context, ttl_ms)
+        self._xpub = sockets.xpub(self._context, ttl_ms)
+        self._wake_in, self._wake_out = stdlib_socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._locks: list[int] = []
+        self._lost: list[bytes] = []  # presence topics unsubscribed, to be told once the ROUTER was read empty
+        self._undelivered: list[tuple[Peer, Undelivered]] = []
+        self._undrained_turns = 0
+        self._stopping = False
+        self._turn_max_s = 0.0
+        self.core = BrokerCore(
+            self.epoch, self._settings,
+            new_token=lambda: secrets.token_bytes(wire.TOKEN_BYTES), new_id=lambda: secrets.token_hex(5),
+        )  # fmt: skip
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Takes both addresses. Raises: AddressInUse, ValueError for what is no address, OSError."""
+        raise_descriptor_limit()
+        self.url = self._bind(self._router, self.url)
+        self.stream_url = self._bind(self._xpub, self.stream_url)
+        self._settings.stream_url = self._advertised_url()
+
+    def run(self) -> None:
+        """Serves until `stop()`; then everybody is told, and the sockets are closed."""
+        gc.collect()
+        gc.freeze()  # what was made until now lives as long as the process: the collector need not look at it
+        poller = zmq.Poller()
+        for readable in (self._router, self._xpub, self._wake_in.fileno()):
+            poller.register(readable, zmq.POLLIN)
+        only_router = zmq.Poller()
+        only_router.register(self._router, zmq.POLLIN)
+        try:
+            while not self._stopping:
+                ready = {key for key, _ in poller.poll(self._wait_ms())}
+                self._turn(ready, only_router)
+            self.core.close()
+            self._send_outbox()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Ends `run` soon. May be called from a signal handler or any thread."""
+        self._stopping = True
+        try:
+            self._wake_out.send(b"x")
+        except OSError:
+            pass  # closed already: there is nothing left to wake
+
+    def close(self) -> None:
+        """Closes the sockets after what was sent has had LINGER_MS to leave."""
+        for each in (self._router, self._xpub):
+            each.close()
+        self._wake_in.close()
+        self._wake_out.close()
+        self._context.term()
+        for lock in self._locks:
+            os.close(lock)
+        self._locks.clear()
+
+    # -- one turn ------------------------------------------------------------------------------------------------------
+
+    def _wait_ms(self) -> int:
+        if self._lost or self._undelivered:
+            return 0
+        wait_s = self.core.next_deadline() - time.monotonic()
+        return max(0, -int(-wait_s * 1000 // 1))  # rounded up: a timer that is early by a fraction would spin
+
+    def _turn(self, ready: set[object], only_router: zmq.Poller) -> None:
+        began = time.monotonic()
+        if self._xpub in ready:
+            self._read_subscriptions(began)
+        bad_news = bool(self._lost or self._undelivered)
+        drained = True
+        if self._router in ready or bad_news:
+            drained = self._read_router(only_router, began, needs_poll=self._router not in ready)
+        if bad_news or self._lost:
+            self._tell_bad_news(drained, began)
+        if self._wake_in.fileno() in ready:
+            self._wake_in.recv(4096)
+        self.core.tick(began)
+        self._send_outbox()
+        self._note_turn(time.monotonic() - began)
+
+    def _read_subscriptions(self, now: float) -> None:
+        """Presences heard are told at once; presences lost wait until the ROUTER was read empty."""
+        for _ in range(BURST_MAX):
+            try:
+                frame = self._xpub.recv(_NOBLOCK)
+            except zmq.Again:
+                return
+            if self._xpub.getsockopt(_RCVMORE):
+                self._skip_rest(self._xpub)
+            elif frame[:1] == b"\x01":
+                self.core.receive(EVERYONE, Subscribed(frame[1:]), now)
+            elif frame[:1] == b"\x00":
+                self._lost.append(frame[1:])
+            else:
+                self.core.receive(EVERYONE, Malformed("not a subscription"), now)
+
+    def _read_router(self, only_router: zmq.Poller, now: float, needs_poll: bool) -> bool:
+        """Reads at most a burst; whether nothing is left."""
+        router, receive = self._router, self.core.receive
+        if needs_poll and not only_router.poll(0):
+            return True
+        for _ in range(BURST_MAX):
+            peer = router.recv(_NOBLOCK)
+            receive(peer, self._read_message(peer), now)
+            if not only_router.poll(0):  # asking costs 1 us, an Again 3 to 6
+                return True
+        return False
+
+    def _read_message(self, peer: Peer) -> wire.Message | Malformed:
+        """What stands behind the address: one frame, or two with a large payload; all else is malformed."""
+        router = self._router
+        if not router.getsockopt(_RCVMORE):
+            return Malformed("an address without a message")
+        frame = router.recv(_NOBLOCK)
+        payload: memoryview | None = None
+        if router.getsockopt(_RCVMORE):
+            payload = router.recv(_NOBLOCK, copy=False).buffer
+            if router.getsockopt(_RCVMORE):
+                self._skip_rest(router)
+                return Malformed("more than two frames")
+        try:
+            return wire.decode(frame, payload)
+        except ProtocolError as error:
+            log.warning("dropped a message of %d bytes: %s", len(frame), error)
+            return Malformed(str(error))
+
+    def _skip_rest(self, socket: zmq.Socket[bytes]) -> None:
+        while socket.getsockopt(_RCVMORE):
+            socket.recv(_NOBLOCK)
+
+    def _tell_bad_news(self, drained: bool, now: float) -> None:
+        self._undrained_turns = 0 if drained else self._undrained_turns + 1
+        if not drained and self._undrained_turns < UNDRAINED_TURNS_MAX:
+            return
+        self._undrained_turns = 0
+        lost, self._lost = self._lost, []
+        undelivered, self._undelivered = self._undelivered, []
+        for topic in lost:
+            self.core.receive(EVERYONE, Unsubscribed(topic), now)
+        for peer, event in undelivered:
+            self.core.receive(peer, event, now)
+        self._router.getsockopt(zmq.EVENTS)  # lets libzmq see ends of connections before the next probe is sent
+
+    def _send_outbox(self) -> None:
+        router = self._router
+        for to, message in self.core.take_outbox():
+            frame, payload = wire.encode(message)
+            if to is EVERYONE or to is BROADCAST:
+                self._xpub.send(to + frame, _NOBLOCK)
+                continue
+            try:
+                router.send(to, _SNDMORE_NOBLOCK)
+                if payload is None:
+                    router.send(frame, _NOBLOCK)
+                else:
+                    router.send(frame, _SNDMORE_NOBLOCK)
+                    router.send(payload, _NOBLOCK, copy=False)
+            except zmq.ZMQError as error:
+                self._undelivered.append((to, Undelivered(message, overflow=error.errno == zmq.EAGAIN)))
+
+    def _note_turn(self, turn_s: float) -> None:
+        if turn_s > self._turn_max_s:
+            self._turn_max_s = turn_s
+            self.core.gauges["turn_max_ms"] = round(turn_s * 1000, 3)
+
+    # -- addresses -----------------------------------------------------------------------------------------------------
+
+    def _bind(self, socket: zmq.Socket[bytes], url: str) -> str:
+        """The address that was bound, with the port that was chosen for port 0."""
+        if url.startswith("ipc://"):
+            self._lock_path(url.removeprefix("ipc://"))
+        try:
+            socket.bind(url[:-1] + "*" if url.startswith("tcp://") and url.endswith(":0") else url)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EADDRINUSE:
+                raise AddressInUse(f"{url} is taken: another broker or program serves it") from error
+            raise ValueError(
+                f"can't serve {url!r}: {error.strerror}; expected tcp://HOST:PORT or ipc://PATH"
+            ) from error
+        bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+        return bytes(bound).rstrip(b"\0").decode()
+
+    def _lock_path(self, path: str) -> None:
+        """Binding an ipc path that another process owns would succeed and steal it. Raises: AddressInUse."""
+        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise AddressInUse(f"ipc://{path} is taken: another broker serves it") from error
+        self._locks.append(lock)
+
+    def _advertised_url(self) -> str:
+        """What Welcome tells: the host `*` stands for whatever the worker used to reach the broker."""
+        if not self.stream_url.startswith("tcp://"):
+            return self.stream_url
+        port = self.stream_url.rsplit(":", 1)[1]
+        if self._advertised is not None:
+            host = self._advertised.removeprefix("tcp://").rsplit(":", 1)[0]
+            if host not in ("*", "0.0.0.0", "[::]", "::"):
+                return f"tcp://{host}:{port}"
+        return f"tcp://*:{port}"
+
+
+def default_stream_url(url: str) -> str:
+    """Port + 1; port 0 for port 0; for ipc the path with `.stream` behind it. Raises: ValueError."""
+    if url.startswith("ipc://") and len(url) > len("ipc://"):
+        return url + ".stream"
+    host, _, port = url.rpartition(":")
+    if not url.startswith("tcp://") or not port.isdigit() or not host.removeprefix("tcp://"):
+        raise ValueError(f"{url!r} is no address to serve; expected tcp://HOST:PORT or ipc://PATH")
+    if int(port) > 65534:
+        raise ValueError(f"{url!r}: the stream's default is the port after it; give --stream-url")
+    return f"{host}:{int(port) + 1 if int(port) else 0}"
+
+
+def raise_descriptor_limit() -> None:
+    """Two descriptors a worker: take as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
