@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
-from typing import Any, ClassVar, Union, cast
+from typing import Any, ClassVar, cast
 
 import msgpack
 
@@ -62,7 +62,7 @@ PRESENCE_PREFIX = b"w|"
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
-Buffer = Union[bytes, memoryview]
+Buffer = bytes | memoryview
 
 
 # -- what users write: function ids and entries ------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class ProviderRow:
     entry: bytes
 
 
-Row = Union[WorkerRow, ProviderRow]
+Row = WorkerRow | ProviderRow
 
 
 def encode_row(row: Row) -> bytes:
@@ -205,6 +205,16 @@ def decode_row(data: bytes) -> Row:
     if len(fields) >= 7 and _fits(fields, (str, str, str, str, int, bytes, str)) and not fields[1]:
         return WorkerRow(fields[0], *fields[2:7])
     raise ProtocolError("neither a worker row nor a provider row")
+
+
+def row_key(data: bytes) -> RowKey:
+    """The key of a row that `decode_row` takes, for loading many: a quarter of its time. Raises: ProtocolError."""
+    fields = _unpack_array(data)
+    if len(fields) >= 4 and type(fields[2]) is bool and type(fields[3]) is bytes:
+        worker_id, function_id = fields[0], fields[1]
+        if type(worker_id) is str and type(function_id) is str and function_id:
+            return worker_id, function_id
+    return decode_row(data).worker_id, ""
 
 
 def row_hash(row: bytes) -> int:
@@ -603,14 +613,12 @@ class Cancel:
     number: int
 
 
-FromWorker = Union[
-    Hello, Register, Unregister, Heartbeat, Sync, Received, Drain, Bye, Call, Result, Failure, Cancel
-]  # fmt: skip
-FromBroker = Union[
-    Welcome, Ack, Snapshot, Replay, Invite, Unknown, Refuse, Probe, Call, Result, Failure, Cancel
-]  # fmt: skip
-OnStream = Union[Deltas, Beacon, Closing, Snapshot, Replay]
-Message = Union[FromWorker, FromBroker, OnStream]
+FromWorker = (
+    Hello | Register | Unregister | Heartbeat | Sync | Received | Drain | Bye | Call | Result | Failure | Cancel
+)  # fmt: skip
+FromBroker = Welcome | Ack | Snapshot | Replay | Invite | Unknown | Refuse | Probe | Call | Result | Failure | Cancel
+OnStream = Deltas | Beacon | Closing | Snapshot | Replay
+Message = FromWorker | FromBroker | OnStream
 
 MESSAGES: tuple[type[Any], ...] = (
     Hello, Welcome, Register, Unregister, Ack, Heartbeat, Sync, Snapshot, Replay, Received, Invite, Drain, Bye,

@@ -1,0 +1,119 @@
+"""A change as users see it, and the changes that a set of edited rows amounts to.
+
+Invariant: all changes of one delta share its seq, and replayed over the old content they give the new one. It decides
+nothing about positions: whoever applied the edits says where they lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from .content import Content, Edit, read_worker
+
+WORKER_JOINED = "worker_joined"
+WORKER_LEFT = "worker_left"
+WORKER_CHANGED = "worker_changed"
+FUNCTION_ADDED = "function_added"
+FUNCTION_REMOVED = "function_removed"
+FUNCTION_CHANGED = "function_changed"
+RESET = "reset"
+
+# A worker is there before its functions come, and goes after them.
+_ORDER = {
+    kind: rank
+    for rank, kind in enumerate(
+        (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
+    )
+}
+_KINDS = {  # (is it a function's, was it there before, is it there now)
+    (False, False, True): WORKER_JOINED,
+    (False, True, True): WORKER_CHANGED,
+    (False, True, False): WORKER_LEFT,
+    (True, False, True): FUNCTION_ADDED,
+    (True, True, True): FUNCTION_CHANGED,
+    (True, True, False): FUNCTION_REMOVED,
+}
+
+
+class Position(NamedTuple):
+    """How far a replica is: `seq` counts the changes of one broker's `epoch`. ("", 0) before anything is known."""
+
+    epoch: str
+    seq: int
+
+
+@dataclass(slots=True, frozen=True)
+class Change:
+    """One thing that became different in the registry; all that changed at once share their `seq`.
+
+    A `function_*` change concerns one provider: the worker named here; `providers` is how many the function has now.
+    `reset` says that a snapshot replaced the replica: the differences follow as changes, at the same position.
+    """
+
+    kind: str
+    function_id: str | None
+    worker_id: str | None
+    worker_name: str | None
+    reason: str | None
+    epoch: str
+    seq: int
+    providers: int | None
+
+    def __str__(self) -> str:
+        words = [f"{self.seq} {self.kind}"]
+        if self.function_id is not None:
+            words.append(f"{self.function_id} by")
+        if self.worker_id is not None:
+            words.append(f"{self.worker_name or 'worker'} ({self.worker_id})")
+        if self.reason is not None:
+            words.append(f"[{self.reason}]")
+        if self.providers is not None:
+            words.append(f"providers: {self.providers}")
+        return " ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """The change as `watch --json` prints it."""
+        return asdict(self)
+
+
+def reset_at(position: Position) -> Change:
+    """The change that says: a snapshot replaced the replica."""
+    return Change(RESET, None, None, None, None, *position, None)
+
+
+def changes_of(edits: Iterable[Edit], content: Content, position: Position, reason: str | None) -> list[Change]:
+    """What the edits mean to users. `content` is that after them; `reason` says why rows went, if they did."""
+    edits = list(edits)
+    names = _Names(content, edits)
+    changes = [_change(edit, names, content, position, reason) for edit in edits]
+    changes.sort(key=lambda change: _ORDER[change.kind])
+    return changes
+
+
+def _change(edit: Edit, names: _Names, content: Content, position: Position, reason: str | None) -> Change:
+    (worker_id, function_id), before, after = edit
+    kind = _KINDS[bool(function_id), before is not None, after is not None]
+    return Change(
+        kind,
+        function_id or None,
+        worker_id,
+        names[worker_id],
+        reason if after is None else None,
+        *position,
+        content.holder_count(function_id) if function_id else None,
+    )
+
+
+class _Names(dict[str, "str | None"]):
+    """Worker id -> the name in its row after the edits, or before them if they drop it; each row is decoded once."""
+
+    def __init__(self, content: Content, edits: list[Edit]) -> None:
+        self._content = content
+        self._dropped = {edit.key[0]: edit.before for edit in edits if not edit.key[1] and edit.after is None}
+
+    def __missing__(self, worker_id: str) -> str | None:
+        row = self._content.get((worker_id, "")) or self._dropped.get(worker_id)
+        name = self[worker_id] = None if row is None else read_worker(row).name
+        return name

@@ -1,0 +1,223 @@
+"""The registry's content as a replica keeps it: packed rows, found by worker and by function, and their digest.
+
+Invariant: `total` is the sum of the hashes of exactly the rows held, and a function id is in `_holders` if and only if
+some worker's row offers it. Rows stay packed as they came: 100,000 of them cost memory, but no object that Python's
+cyclic collector would have to visit. It knows nothing of positions, answers or gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+from .. import wire
+from ..errors import ProtocolError
+from ..wire import ProviderRow, RowKey, WorkerRow
+
+
+class Edit(NamedTuple):
+    """What happens to one row. `before` is None for a new one, `after` for one that goes."""
+
+    key: RowKey
+    before: bytes | None
+    after: bytes | None
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """One delta, read and checked: what leads from one content to the next."""
+
+    seq: int
+    digest: bytes
+    reason: str
+    puts: dict[RowKey, bytes]
+    drops: tuple[RowKey, ...]
+    size: int
+
+
+def read_step(data: bytes) -> Step:
+    """The packed delta, its rows checked and keyed. Raises: ProtocolError."""
+    delta = wire.decode_delta(data)
+    puts = {wire.row_key(row): row for row in delta.puts}
+    if len(puts) != len(delta.puts) or not puts.keys().isdisjoint(delta.drops):
+        raise ProtocolError(f"delta {delta.seq} names a row more than once")
+    return Step(delta.seq, delta.digest, delta.reason, puts, delta.drops, len(data))
+
+
+def read_worker(data: bytes) -> WorkerRow:
+    """The worker's own row, which was checked when it was put here."""
+    row = wire.decode_row(data)
+    assert isinstance(row, WorkerRow)
+    return row
+
+
+def read_offer(data: bytes) -> ProviderRow:
+    """The provider row, which was checked when it was put here."""
+    row = wire.decode_row(data)
+    assert isinstance(row, ProviderRow)
+    return row
+
+
+class Content:
+    """Rows by key. One thread writes; others may read at any time, and may then see a part of a change."""
+
+    __slots__ = ("_holders", "_ids", "_offers", "_workers", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._workers: dict[str, bytes] = {}  # worker id -> its row
+        self._offers: dict[str, dict[str, bytes]] = {}  # worker id -> function id -> provider row; never an empty one
+        # Function id -> its only provider's worker id, or several in the order in which they came. A dict for each of
+        # 100,000 functions would cost as much again as all the rest.
+        self._holders: dict[str, str | dict[str, None]] = {}
+        self._ids: dict[str, str] = {}  # every worker id once: each row that is unpacked brings a copy of its own
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes over the rows."""
+        return wire.digest_bytes(self.total)
+
+    # -- reading: safe while another thread writes ---------------------------------------------------------------------
+
+    def worker_ids(self) -> list[str]:
+        return list(self._workers)
+
+    def function_ids(self) -> list[str]:
+        return list(self._holders)
+
+    def worker_count(self) -> int:
+        return len(self._workers)
+
+    def function_count(self) -> int:
+        return len(self._holders)
+
+    def is_offered(self, function_id: str) -> bool:
+        return function_id in self._holders
+
+    def holders(self, function_id: str) -> list[str]:
+        """The ids of the workers that offer the function, those who came first first."""
+        holder = self._holders.get(function_id, {})
+        return [holder] if isinstance(holder, str) else list(holder)
+
+    def holder_count(self, function_id: str) -> int:
+        holder = self._holders.get(function_id, {})
+        return 1 if isinstance(holder, str) else len(holder)
+
+    def offers(self, worker_id: str) -> list[str]:
+        """The ids of the functions that the worker offers."""
+        return list(self._offers.get(worker_id, ()))
+
+    def get(self, key: RowKey) -> bytes | None:
+        """The row's bytes, None when there is none."""
+        worker_id, function_id = key
+        return self._offers.get(worker_id, {}).get(function_id) if function_id else self._workers.get(worker_id)
+
+    def items(self) -> Iterator[tuple[RowKey, bytes]]:
+        """All rows, the workers' own ones first. Not while another thread writes."""
+        for worker_id, row in self._workers.items():
+            yield (worker_id, ""), row
+        for worker_id, offers in self._offers.items():
+            for function_id, row in offers.items():
+                yield (worker_id, function_id), row
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def load(self, rows: Iterable[bytes]) -> None:
+        """Adds rows that are not here yet, as they come in a snapshot, in one tight loop.
+
+        Raises: ProtocolError for a malformed or a repeated row; the content is of no use then.
+        """
+        row_key, from_bytes, holders = wire.row_key, int.from_bytes, self._holders
+        previous, worker_id = None, ""
+        offers: dict[str, bytes] = {}
+        for row in rows:
+            owner, function_id = row_key(row)
+            self.total += from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
+            if owner != previous:  # rows of one worker mostly come together
+                previous = owner
+                worker_id, offers = self._shelf(owner)
+            if function_id in offers or (not function_id and worker_id in self._workers):
+                raise ProtocolError(f"a snapshot has two rows of worker {worker_id!r:.100} {function_id!r:.250}")
+            if not function_id:
+                self._workers[worker_id] = row
+                continue
+            offers[function_id] = row
+            if holders.setdefault(function_id, worker_id) is not worker_id:
+                self._add_holder(function_id, worker_id)
+
+    def apply(self, step: Step) -> list[Edit] | None:
+        """Applies the delta and returns what it did, or None when the digest would then not be the delta's.
+
+        In that case nothing is changed: the state before was checked once, and is better than one that never was.
+        """
+        edits = self._edits(step)
+        total = self.total
+        for _, before, after in edits:
+            total += (wire.row_hash(after) if after is not None else 0) - (
+                wire.row_hash(before) if before is not None else 0
+            )
+        if wire.digest_bytes(total) != step.digest:
+            return None
+        self.total = total
+        for key, before, after in edits:
+            if after is None:
+                self._drop(key)
+            else:
+                self._put(key, after, before is None)
+        return edits
+
+    def edits_to(self, other: Content) -> list[Edit]:
+        """What turns this content into the other one."""
+        gone = [Edit(key, row, None) for key, row in self.items() if other.get(key) is None]
+        come = [Edit(key, self.get(key), row) for key, row in other.items()]
+        return gone + [edit for edit in come if edit.before != edit.after]
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _edits(self, step: Step) -> list[Edit]:
+        gone = [Edit(key, self.get(key), None) for key in dict.fromkeys(step.drops)]
+        come = [Edit(key, self.get(key), row) for key, row in step.puts.items()]
+        return [edit for edit in gone + come if edit.before != edit.after]
+
+    def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
+        """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
+        worker_id = self._ids.setdefault(worker_id, worker_id)
+        return worker_id, self._offers.setdefault(worker_id, {})
+
+    def _put(self, key: RowKey, row: bytes, is_new: bool) -> None:
+        worker_id, offers = self._shelf(key[0])
+        if not key[1]:
+            self._workers[worker_id] = row
+            return
+        offers[key[1]] = row
+        if is_new:
+            self._add_holder(key[1], worker_id)
+
+    def _drop(self, key: RowKey) -> None:
+        worker_id, function_id = key
+        offers = self._offers[worker_id]
+        if function_id:
+            del offers[function_id]
+            self._drop_holder(function_id, worker_id)
+        else:
+            del self._workers[worker_id]
+        if not offers and worker_id not in self._workers:
+            del self._offers[worker_id], self._ids[worker_id]
+
+    def _add_holder(self, function_id: str, worker_id: str) -> None:
+        holder = self._holders.get(function_id)
+        if holder is None:
+            self._holders[function_id] = worker_id
+        elif isinstance(holder, str):
+            self._holders[function_id] = {holder: None, worker_id: None}
+        else:
+            holder[worker_id] = None
+
+    def _drop_holder(self, function_id: str, worker_id: str) -> None:
+        holder = self._holders[function_id]
+        if not isinstance(holder, str):
+            del holder[worker_id]
+        if isinstance(holder, str) or not holder:
+            del self._holders[function_id]
