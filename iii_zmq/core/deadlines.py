@@ -1,6 +1,8 @@
 """Moments at which something is due: a heap with lazy deletion, one entry a key. It knows no clock.
 
-Invariant: a key is due at `_at[key]`, and the heap holds that pair; other pairs of the key are stale and skipped.
+Invariant: a key is due at the moment of the pair whose order is `_orders[key]`; other pairs of the key are stale and
+skipped. (Comparing moments instead would take two pairs of one key and one moment both for living, and a rebuild
+would never get rid of them.)
 """
 
 from __future__ import annotations
@@ -15,27 +17,27 @@ STALE_MAX = 1024  # stale pairs beyond twice the living ones: then the heap is b
 
 
 class Deadlines(Generic[K]):
-    """`set` and `cancel` in O(log n); the next moment in O(1)."""
+    """`set` and `cancel` in O(log n); the next moment in O(1). A stale pair keeps its key alive until it is skipped."""
 
     def __init__(self) -> None:
-        self._at: dict[K, float] = {}
+        self._orders: dict[K, int] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._order = 0  # equal moments come out in the order they were set; keys need no order of their own
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._orders)
 
     def set(self, key: K, at: float) -> None:
         """`key` is due at `at`, whatever was set before."""
-        self._at[key] = at
         self._order += 1
+        self._orders[key] = self._order
         heappush(self._heap, (at, self._order, key))
-        if len(self._heap) > 2 * len(self._at) + STALE_MAX:
+        if len(self._heap) > 2 * len(self._orders) + STALE_MAX:
             self._rebuild()
 
     def cancel(self, key: K) -> None:
         """`key` is due no more; nothing happens when it was not."""
-        self._at.pop(key, None)
+        self._orders.pop(key, None)
 
     def next(self) -> float | None:
         """When the earliest key is due."""
@@ -48,14 +50,14 @@ class Deadlines(Generic[K]):
         if not self._heap or self._heap[0][0] > now:
             return None
         key = heappop(self._heap)[2]
-        del self._at[key]
+        del self._orders[key]
         return key
 
     def _skip_stale(self) -> None:
-        heap, at = self._heap, self._at
-        while heap and at.get(heap[0][2]) != heap[0][0]:
+        heap, orders = self._heap, self._orders
+        while heap and orders.get(heap[0][2]) != heap[0][1]:
             heappop(heap)
 
     def _rebuild(self) -> None:
-        self._heap = [pair for pair in self._heap if self._at.get(pair[2]) == pair[0]]
+        self._heap = [pair for pair in self._heap if self._orders.get(pair[2]) == pair[1]]
         heapify(self._heap)
