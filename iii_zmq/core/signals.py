@@ -1,0 +1,183 @@
+"""What passes between a WorkerCore and whoever drives it: names, orders and events, and nothing that decides.
+
+    Link -> core    `receive(BROKER | STREAM, wire message)`, `receive(LINK, one of Happening)`
+    core -> Link    `take_outbox()`: `(BROKER, wire message)`, `(LINK, one of Order)`
+    core -> facade  `take_events()`: one of Event
+
+A simulator plays the Link: it carries out orders and reports happenings, without a socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .. import wire
+from ..errors import CallFailed
+from .changes import Change
+
+BROKER = "broker"  # the control and call socket
+STREAM = "stream"  # the registry stream
+LINK = "link"  # the sockets themselves
+
+# -- Link -> core ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Connected:
+    """The control socket's handshake with the broker is done: what is sent now leaves."""
+
+
+@dataclass(slots=True)
+class Disconnected:
+    """The control socket's connection is gone; everything that had arrived over it was delivered before this."""
+
+
+@dataclass(slots=True)
+class StreamConnected:
+    """The stream socket's handshake is done."""
+
+
+@dataclass(slots=True)
+class StreamDisconnected:
+    """The stream socket's connection is gone: deltas may have been lost."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """A handshake failed; the socket may never try again, so a fresh one is needed."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Unsent:
+    """The control socket did not take this message: no connection. It never left."""
+
+    message: wire.Message
+
+
+Happening = Connected | Disconnected | StreamConnected | StreamDisconnected | Failed | Unsent
+
+# -- core -> Link ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Connect:
+    """Make a fresh control socket, closing an old one and its stream. Times in milliseconds, for ZMTP heartbeats."""
+
+    url: str
+    heartbeat_ms: int
+    ttl_ms: int
+
+
+@dataclass(slots=True)
+class OpenStream:
+    """Make a fresh stream socket, closing an old one, and subscribe to `topics` in this order."""
+
+    url: str
+    topics: tuple[bytes, ...]
+    heartbeat_ms: int
+    ttl_ms: int
+
+
+@dataclass(slots=True)
+class Subscribe:
+    topic: bytes
+
+
+@dataclass(slots=True)
+class Unsubscribe:
+    topic: bytes
+
+
+@dataclass(slots=True)
+class Disconnect:
+    """Close both sockets; what was sent may linger a moment."""
+
+
+Order = Connect | OpenStream | Subscribe | Unsubscribe | Disconnect
+
+Outbox = list[tuple[str, wire.Message | Order]]
+
+# -- core -> facade ----------------------------------------------------------------------------------------------------
+
+CONNECTING, CONNECTED, STALE, CLOSED = "connecting", "connected", "stale", "closed"
+NEW = "new"  # before start; never told as a change of state
+
+
+@dataclass(slots=True)
+class StateChanged:
+    """`text` says why, for logs."""
+
+    state: str
+    text: str
+
+
+@dataclass(slots=True)
+class Changes:
+    """What the replica went through, in order."""
+
+    changes: list[Change]
+
+
+@dataclass(slots=True, eq=False)
+class CallEnded:
+    """One of our calls has its outcome: the packed result, or the failure to raise."""
+
+    number: int
+    outcome: wire.Buffer | CallFailed
+
+
+@dataclass(slots=True, eq=False)
+class RunCall:
+    """A call to run; hand this very object back with its outcome.
+
+    `deadline` is on the core's clock. `cancelled` turns True when nobody waits for the outcome any more.
+    """
+
+    number: int
+    function_id: str
+    caller: str
+    payload: wire.Buffer
+    deadline: float
+    fence: int
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class CancelCall:
+    """Nobody waits for this one any more; it must still be handed back."""
+
+    run: RunCall
+
+
+@dataclass(slots=True)
+class Settled:
+    """Every function of this ticket is acknowledged and visible in the replica, or refused: (id, code, text)."""
+
+    ticket: int
+    refusals: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class NotOffered:
+    """On rejoining, the broker refused functions that it had accepted before: (id, code, text)."""
+
+    refusals: list[tuple[str, str, str]]
+
+
+@dataclass(slots=True)
+class Drained:
+    """The broker hands out no more calls to this worker, and none is left (or there is no broker to ask)."""
+
+
+@dataclass(slots=True)
+class JoinRefused:
+    """The broker refused this worker for good."""
+
+    code: str
+    text: str
+
+
+Event = StateChanged | Changes | CallEnded | RunCall | CancelCall | Settled | NotOffered | Drained | JoinRefused
+Events = list[Event]
