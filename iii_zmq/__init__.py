@@ -1,0 +1,62 @@
+"""iii_zmq: a ZeroMQ broker that is the live function registry of a LAN, and the workers that meet there.
+
+    from iii_zmq import Worker                   programs without an event loop
+    from iii_zmq import AsyncWorker              programs with one
+
+What is not an exception is imported when it is first used, so that `import iii_zmq` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .errors import (
+    BrokerLost,
+    BrokerUnreachable,
+    Busy,
+    CallFailed,
+    CallTimeout,
+    Closed,
+    IIIError,
+    NoProvider,
+    ProtocolError,
+    ProviderLost,
+    Refused,
+    RemoteError,
+    WaitTimeout,
+)
+
+if TYPE_CHECKING:
+    from .core.changes import Change, Position
+    from .io.aio import AsyncWorker
+    from .io.face import CurrentCall, current_call
+    from .io.worker import Worker
+
+_HOMES = {
+    "AsyncWorker": ".io.aio",
+    "Change": ".core.changes",
+    "CurrentCall": ".io.face",
+    "Position": ".core.changes",
+    "Worker": ".io.worker",
+    "current_call": ".io.face",
+}
+
+__all__ = [
+    "AsyncWorker", "BrokerLost", "BrokerUnreachable", "Busy", "CallFailed", "CallTimeout", "Change", "Closed",
+    "CurrentCall", "IIIError", "NoProvider", "Position", "ProtocolError", "ProviderLost", "Refused", "RemoteError",
+    "WaitTimeout", "Worker", "__version__", "current_call",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

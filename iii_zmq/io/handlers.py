@@ -1,0 +1,126 @@
+"""The user's functions: which handler belongs to which id, and what running one amounts to.
+
+Invariant: the outcome of a call is decided here and nowhere else: a packed result, or the name and text of what was
+raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except what ends the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .. import wire
+from ..core.incoming import Incoming
+from ..core.signals import RunCall
+from .face import Handler, make_entry, pack_value, running
+
+log = logging.getLogger("iii_zmq.worker")
+
+
+class Raised:
+    """What a handler raised, as it travels."""
+
+    __slots__ = ("text", "type")
+
+    def __init__(self, error: BaseException) -> None:
+        self.type = type(error).__name__
+        self.text = str(error)
+
+
+NOT_STARTED = None
+Outcome = bytes | Raised | None
+"""A packed result, what was raised, or NOT_STARTED."""
+
+
+class Handlers:
+    """Function id -> handler, and the entries that the broker is to know."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self.entries: dict[str, bytes] = {}
+
+    def __contains__(self, function_id: str) -> bool:
+        return function_id in self._handlers
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def get(self, function_id: str) -> Handler | None:
+        return self._handlers.get(function_id)
+
+    def prepare(
+        self, batch: list[tuple[str, Handler, dict[str, Any]]], common: Mapping[str, Any]
+    ) -> dict[str, tuple[Handler, bytes]]:
+        """Checks a whole batch before any of it counts. Raises: TypeError, ValueError."""
+        prepared: dict[str, tuple[Handler, bytes]] = {}
+        for function_id, handler, own in batch:
+            options = {**common, **own}
+            replace = options.pop("replace", False)
+            entry = make_entry(function_id, handler, **options)
+            if function_id in prepared or (function_id in self._handlers and not replace):
+                raise ValueError(f"{function_id} is registered by this worker already; replace=True changes it")
+            prepared[function_id] = (handler, entry)
+        return prepared
+
+    def put(self, prepared: Mapping[str, tuple[Handler, bytes]]) -> dict[str, tuple[Handler, bytes] | None]:
+        """Takes the batch over; returns what was there before, for `put_back`."""
+        before = {name: self._pair(name) for name in prepared}
+        for name, (handler, entry) in prepared.items():
+            self._handlers[name] = handler
+            self.entries[name] = entry
+        return before
+
+    def put_back(self, before: Mapping[str, tuple[Handler, bytes] | None], names: list[str]) -> None:
+        """The broker refused these: what was there before is there again."""
+        for name in names:
+            pair = before.get(name)
+            if pair is None:
+                self.remove([name])
+            else:
+                self._handlers[name], self.entries[name] = pair
+
+    def remove(self, names: list[str]) -> None:
+        for name in names:
+            self._handlers.pop(name, None)
+            self.entries.pop(name, None)
+
+    def _pair(self, name: str) -> tuple[Handler, bytes] | None:
+        return (self._handlers[name], self.entries[name]) if name in self._handlers else None
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def run_here(self, run: RunCall) -> Outcome:
+        """Runs a plain handler in this thread, unless nobody waits for it any more."""
+        handler = self._handlers.get(run.function_id)
+        if handler is None or run.cancelled or time.monotonic() >= run.deadline:
+            return NOT_STARTED
+        token = running.set(run)
+        try:
+            return pack_outcome(run, handler(wire.unpack(run.payload)))
+        except Exception as error:
+            return raised(run, error)
+        finally:
+            running.reset(token)
+
+
+def pack_outcome(run: RunCall, value: Any) -> bytes:
+    """Raises: TypeError, ValueError when msgpack can't carry what the handler returned."""
+    return pack_value(f"result of {run.function_id}", value)
+
+
+def raised(run: RunCall, error: BaseException) -> Raised:
+    """A handler's exception: logged here with its traceback, told to the caller by name and text."""
+    log.info("handler of %s raised %s", run.function_id, type(error).__name__, exc_info=error)
+    return Raised(error)
+
+
+def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:
+    """Tells the core how it went."""
+    if outcome is NOT_STARTED:
+        incoming.decline(run)
+    elif isinstance(outcome, Raised):
+        incoming.fail(run, outcome.type, outcome.text)
+    else:
+        incoming.finish(run, outcome)

@@ -1,0 +1,78 @@
+"""One daemon thread per process that looks in on workers which nobody drives, so that their heartbeats go on.
+
+Also what else concerns all workers of a process: their quick end when the interpreter ends, and their uselessness in a
+fork's child. A worker that somebody drives, or drove a moment ago, is left alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from typing import Protocol
+
+log = logging.getLogger("iii_zmq.worker")
+
+LOOK_S = 0.25  # half of the default heartbeat
+EXIT_S = 1.0  # for all workers together, when the interpreter ends
+
+
+class Kept(Protocol):
+    """What the keeper needs of a worker."""
+
+    def look_in(self) -> None: ...
+    def forked(self) -> None: ...
+    def end_quickly(self, until: float) -> None: ...
+
+
+_workers: weakref.WeakSet[Kept] = weakref.WeakSet()
+_thread: threading.Thread | None = None
+_lock = threading.Lock()
+
+
+def keep(worker: Kept) -> None:
+    """From now on, until it is collected or `drop`ped."""
+    global _thread
+    with _lock:
+        _workers.add(worker)
+        if _thread is None:
+            _thread = threading.Thread(target=_look_in_on_all, name="iii-keeper", daemon=True)
+            _thread.start()
+
+
+def drop(worker: Kept) -> None:
+    """It is closed."""
+    _workers.discard(worker)
+
+
+def _look_in_on_all() -> None:
+    while True:
+        time.sleep(LOOK_S)
+        for worker in list(_workers):
+            try:
+                worker.look_in()
+            except Exception:
+                log.exception("looking in on a worker failed")
+
+
+def _after_fork() -> None:
+    """Sockets, threads and locks are the parent's."""
+    global _thread, _lock
+    _lock = threading.Lock()
+    _thread = None
+    for worker in list(_workers):
+        worker.forked()
+    _workers.clear()
+
+
+def _at_exit() -> None:
+    until = time.monotonic() + EXIT_S
+    for worker in list(_workers):
+        worker.end_quickly(until)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

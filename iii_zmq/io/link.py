@@ -1,0 +1,324 @@
+"""The sockets of one worker around one WorkerCore: `pump()` reads, ticks and sends, and never waits.
+
+    whoever waits:  ready = zmq_poll(link.pollset, link.wait_ms())
+                    link.pump(ready)                                monitors, then messages, then what is due
+                    ... link.core.take_events() ...
+                    link.flush()                                    what the core wants sent or done
+
+Invariant: what a connection carried is handed to the core before the news that the connection is gone. One thread at a
+time may use a Link; it has no lock of its own. It decides nothing, except that too much unread is thrown away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections import deque
+from typing import Any
+
+import zmq
+from zmq.backend import zmq_poll
+
+from .. import errors, wire
+from ..core.signals import (
+    BROKER,
+    LINK,
+    STREAM,
+    Connect,
+    Connected,
+    Disconnect,
+    Disconnected,
+    Failed,
+    OpenStream,
+    Order,
+    StreamConnected,
+    StreamDisconnected,
+    Subscribe,
+    Unsent,
+    Unsubscribe,
+)
+from ..core.worker import WorkerCore
+from . import sockets
+
+log = logging.getLogger("iii_zmq.worker")
+
+Socket = zmq.Socket[bytes]
+Ready = list[tuple[Any, int]]
+
+BURST_MAX = 128  # messages of one socket a turn, so that the other one and the timers get their time
+STREAM_WAITING_MAX = 10_000  # stream messages unread: more are worth less than a snapshot
+WAIT_MAX_MS = 60_000
+SOCKETS_MAX = 16_384  # of one process; a worker takes six
+
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
+_POLLIN = int(zmq.POLLIN)
+_RCVMORE = int(zmq.RCVMORE)
+_MONITOR_EVENT = struct.Struct("=HI")
+_SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
+_FAILURES = {
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "the peer ended the handshake",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "the peer does not speak ZMTP, or is no such socket",
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the peer refused to authenticate this worker",
+}
+
+_contexts: dict[int, zmq.Context[Socket]] = {}
+
+
+def context() -> zmq.Context[Socket]:
+    """The one context of this process: one I/O thread serves all its workers. A fork's child gets its own."""
+    pid = os.getpid()
+    if pid not in _contexts:
+        made: zmq.Context[Socket] = zmq.Context()
+        made.set(zmq.MAX_SOCKETS, min(SOCKETS_MAX, int(made.get(zmq.SOCKET_LIMIT))))
+        _contexts[pid] = made
+    return _contexts[pid]
+
+
+class Link:
+    """DEALER, SUB and a monitor for each. `wake_fd`, if given, is polled too, as the last one."""
+
+    def __init__(self, core: WorkerCore, wake_fd: int | None = None) -> None:
+        self.core = core
+        self.pollset: Ready = []
+        self.generation = 0  # counts the changes of `pollset`
+        self._wake_fd = wake_fd
+        self._dealer: Socket | None = None
+        self._dealer_monitor: Socket | None = None
+        self._sub: Socket | None = None
+        self._sub_monitor: Socket | None = None
+        self._unread: deque[bytes] = deque()  # stream frames, at most STREAM_WAITING_MAX
+        self._warned = False
+        self._renew_pollset()
+
+    # -- what the one who waits uses -----------------------------------------------------------------------------------
+
+    def wait_ms(self) -> int:
+        """How long nothing is due; rounded up, so that no timer spins."""
+        if self._unread:
+            return 0
+        due = self.core.next_deadline()
+        if due is None:
+            return WAIT_MAX_MS
+        return min(WAIT_MAX_MS, max(0, -int((time.monotonic() - due) * 1000 // 1)))
+
+    def pump(self, ready: Ready, many: bool = True) -> None:
+        """Hands what `ready` has to the core, and ticks. Without `many`, one message of the control socket is read."""
+        now = time.monotonic()
+        core = self.core
+        for socket, _ in ready:
+            if socket is self._dealer:
+                self._read_dealer(now, BURST_MAX if many else 1)
+            elif socket is self._sub:
+                self._collect_stream(now)
+            elif not isinstance(socket, int):
+                self._read_monitor(socket, now)
+        if self._unread:
+            self._read_stream(now)
+        due = core.next_deadline()
+        if due is not None and now >= due:
+            core.tick(now)
+
+    def flush(self) -> None:
+        """Sends and does what the core wants, in order."""
+        core = self.core
+        outbox = core.take_outbox()
+        while outbox:
+            for to, message in outbox:
+                if to is BROKER:
+                    self._send(message)  # type: ignore[arg-type]
+                else:
+                    self._obey(message)  # type: ignore[arg-type]
+            outbox = core.take_outbox()
+
+    def close(self) -> None:
+        """Closes the sockets; what was sent has LINGER_MS to leave."""
+        self._close_stream()
+        self._close_dealer()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _read_dealer(self, now: float, burst: int) -> bool:
+        """Whether nothing is left."""
+        dealer = self._dealer
+        if dealer is None:
+            return True
+        recv, receive, decode = dealer.recv, self.core.receive, wire.decode
+        for _ in range(burst):
+            try:
+                frame = recv(_NOBLOCK)
+            except zmq.Again:
+                return True
+            try:
+                message = decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
+            except errors.ProtocolError as error:
+                self._read_odd(dealer, frame, error, now)
+            else:
+                receive(BROKER, message, now)
+        return False
+
+    def _read_odd(self, dealer: Socket, frame: bytes, error: errors.ProtocolError, now: float) -> None:
+        """A frame that is no message: the first of two, as large payloads come, or not of this protocol."""
+        if not dealer.getsockopt(_RCVMORE):
+            self._drop(error)
+            return
+        payload = dealer.recv(_NOBLOCK, copy=False).buffer
+        while dealer.getsockopt(_RCVMORE):
+            dealer.recv(_NOBLOCK)
+        try:
+            self.core.receive(BROKER, wire.decode(frame, payload), now)
+        except errors.ProtocolError as second:
+            self._drop(second)
+
+    def _collect_stream(self, now: float) -> None:
+        """Takes everything that waits: only so can it be told when it is too much."""
+        sub, unread = self._sub, self._unread
+        assert sub is not None
+        try:
+            while len(unread) < STREAM_WAITING_MAX:
+                unread.append(sub.recv(_NOBLOCK))
+        except zmq.Again:
+            return
+        self._discard(sub, now)
+
+    def _discard(self, sub: Socket, now: float) -> None:
+        """We were away for long: what waits is thrown away, and asked for as a whole."""
+        self._unread.clear()
+        try:
+            while True:
+                sub.recv(_NOBLOCK)
+        except zmq.Again:
+            self.core.overrun(now)
+
+    def _read_stream(self, now: float) -> None:
+        unread, receive = self._unread, self.core.receive
+        for _ in range(min(BURST_MAX, len(unread))):
+            try:
+                message = wire.decode_on_stream(unread.popleft())
+            except errors.ProtocolError as error:
+                self._drop(error)
+            else:
+                receive(STREAM, message, now)
+
+    def _drop(self, error: errors.ProtocolError) -> None:
+        self.core.counters["malformed"] += 1
+        if not self._warned:
+            self._warned = True
+            log.warning("%s: dropped what is no message (further ones are only counted): %s", self.name, error)
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return self.core.profile.name
+
+    def _read_monitor(self, monitor: Socket, now: float) -> None:
+        is_stream = monitor is self._sub_monitor
+        for _ in range(BURST_MAX):
+            try:
+                frames = monitor.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                return
+            event, _value = _MONITOR_EVENT.unpack(frames[0])
+            if event == _SUCCEEDED:
+                self.core.receive(LINK, StreamConnected() if is_stream else Connected(), now)
+            elif event == _DISCONNECTED:
+                self._read_last_words(is_stream, now)
+                self.core.receive(LINK, StreamDisconnected() if is_stream else Disconnected(), now)
+            elif event in _FAILURES:
+                self.core.receive(LINK, Failed(_FAILURES[event]), now)
+
+    def _read_last_words(self, is_stream: bool, now: float) -> None:
+        """What arrived before the connection went."""
+        if is_stream:
+            self._collect_stream(now)
+            while self._unread:
+                self._read_stream(now)
+        else:
+            while not self._read_dealer(now, BURST_MAX):
+                pass
+
+    # -- sending and obeying -------------------------------------------------------------------------------------------
+
+    def _send(self, message: wire.Message) -> None:
+        dealer = self._dealer
+        frame, payload = wire.encode(message)
+        try:
+            if dealer is None:
+                raise zmq.Again
+            if payload is None:
+                dealer.send(frame, _NOBLOCK)
+            else:
+                dealer.send(frame, _MORE)
+                dealer.send(payload, _NOBLOCK, copy=False)
+        except zmq.Again:
+            self.core.receive(LINK, Unsent(message), time.monotonic())
+
+    def _obey(self, order: Order) -> None:
+        try:
+            match order:
+                case Connect():
+                    self._connect(order)
+                case OpenStream():
+                    self._open_stream(order)
+                case Subscribe():
+                    if self._sub is not None:
+                        self._sub.setsockopt(zmq.SUBSCRIBE, order.topic)
+                case Unsubscribe():
+                    if self._sub is not None:
+                        self._sub.setsockopt(zmq.UNSUBSCRIBE, order.topic)
+                case Disconnect():
+                    self.close()
+                case _:
+                    errors.assert_never(order)
+        except sockets.IO_ERRORS as error:  # no descriptors left, a host that can't be resolved: try again later
+            log.warning("%s: %s", self.name, error)
+            self.core.receive(LINK, Failed(str(error)), time.monotonic())
+
+    def _connect(self, order: Connect) -> None:
+        self.close()
+        self._dealer = sockets.dealer(context(), order.heartbeat_ms, order.ttl_ms)
+        self._dealer_monitor = sockets.monitor(context(), self._dealer)
+        self._renew_pollset()
+        self._dealer.connect(order.url)
+
+    def _open_stream(self, order: OpenStream) -> None:
+        self._close_stream()
+        self._sub = sockets.sub(context(), order.heartbeat_ms, order.ttl_ms)
+        self._sub_monitor = sockets.monitor(context(), self._sub)
+        self._renew_pollset()
+        for topic in order.topics:
+            self._sub.setsockopt(zmq.SUBSCRIBE, topic)
+        self._sub.connect(order.url)
+
+    def _close_dealer(self) -> None:
+        dealer, monitor = self._dealer, self._dealer_monitor
+        self._dealer = self._dealer_monitor = None
+        self._renew_pollset()
+        _close(dealer, monitor)
+
+    def _close_stream(self) -> None:
+        sub, monitor = self._sub, self._sub_monitor
+        self._sub = self._sub_monitor = None
+        self._unread.clear()
+        self._renew_pollset()
+        _close(sub, monitor)
+
+    def _renew_pollset(self) -> None:
+        """Monitors first; a new list, because somebody may be waiting on the old one."""
+        polled: list[Any] = [self._dealer_monitor, self._sub_monitor, self._dealer, self._sub, self._wake_fd]
+        self.pollset = [(one, _POLLIN) for one in polled if one is not None]
+        self.generation += 1
+
+
+def _close(socket: Socket | None, monitor: Socket | None) -> None:
+    if socket is not None:
+        if not socket.closed:
+            socket.disable_monitor()
+        socket.close()
+    if monitor is not None:
+        monitor.close()
+
+
+__all__ = ["Link", "context", "zmq_poll"]
