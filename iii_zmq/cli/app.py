@@ -1,0 +1,363 @@
+"""The verbs: names, options, help. Each hands what was parsed to the module that does it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import typer
+
+from .. import errors
+from .._version import __version__
+from .exits import MEANINGS, CommandError, Exit, Problem, problem_of, usage
+
+# Older versions of Typer raise click's exceptions, newer ones their own; the tree is the same.
+_ParsingFailed: type[Exception] = typer.BadParameter.__mro__[2]
+
+_EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {exit.value:>3}  {text}" for exit, text in MEANINGS.items())
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EXIT_CODES,
+)
+
+
+def run(words: list[str]) -> int:
+    """Runs one command line; the exit code. Errors that were foreseen are reported here, in one line."""
+    as_json = "--json" in words
+    try:
+        ended = typer.main.get_command(app)(words, prog_name="iii-broker", standalone_mode=False)
+    except _ParsingFailed as error:
+        text: str = error.format_message()  # type: ignore[attr-defined]
+        return _report(Problem(Exit.USAGE, "usage", text), as_json)
+    except (CommandError, errors.IIIError) as error:
+        return _report(problem_of(error), as_json)
+    except typer.Abort:
+        return Exit.INTERRUPTED
+    return ended if isinstance(ended, int) else Exit.OK
+
+
+def _report(problem: Problem, as_json: bool) -> int:
+    problem.report(as_json)
+    return problem.exit
+
+
+# -- options that several verbs have -----------------------------------------------------------------------------------
+
+
+def _check_seconds(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"{value} is no time in seconds; expected 0 or more")
+    return value
+
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The broker's address. [default: III_URL, else tcp://127.0.0.1:5570]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON instead of what people read.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Seconds until it is given up.")
+]
+MaybeTimeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="End after this many seconds.")
+]
+Search = Annotated[
+    str, typer.Option("--search", metavar="TEXT", help="Only where this text occurs.", show_default=False)
+]
+OfWorker = Annotated[
+    str, typer.Option("--worker", metavar="ID", help="Only this worker (id or name).", show_default=False)
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"iii-broker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def iii_broker(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """The live function registry of a LAN. Without a verb: serve.
+
+    \b
+    Examples:
+      iii-broker                                          serve on 127.0.0.1:5570
+      iii-broker demo                                     see what it does
+      iii-broker functions                                what can be called, and who offers it
+      iii-broker call payments::charge amount=10          call it
+      iii-broker watch                                    see every change as it happens
+    """
+
+
+# -- verbs -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where to serve; port 0 takes a free one.")] = (
+        "tcp://127.0.0.1:5570"
+    ),
+    stream_url: Annotated[
+        str | None,
+        typer.Option(
+            "--stream-url",
+            metavar="URL",
+            help="Where to serve the stream of changes. [default: the port after it; for ipc the path + .stream]",
+        ),
+    ] = None,
+    heartbeat: Annotated[float, typer.Option("--heartbeat", metavar="S", help="Seconds between heartbeats.")] = 0.5,
+    ttl: Annotated[float, typer.Option("--ttl", metavar="S", help="Seconds of silence until one is dead.")] = 2.0,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="L", help="debug, info, warning or error, on stderr.")
+    ] = "info",
+    as_json: AsJson = False,
+) -> None:
+    """Serve the registry until Ctrl-C or SIGTERM. This is what iii-broker alone does.
+
+    There is no encryption yet: an address that others can reach is served with a warning.
+
+    \b
+    Examples:
+      iii-broker serve
+      iii-broker serve --url tcp://0.0.0.0:5570
+      iii-broker serve --url ipc:///run/iii/broker --json
+      iii-broker serve --url tcp://127.0.0.1:0 --ttl 1 --heartbeat 0.25
+    """
+    from .serving import serve
+
+    serve(url, stream_url, heartbeat_s=heartbeat, ttl_s=ttl, log_level=log_level, as_json=as_json)
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """See it work, in some ten seconds.
+
+    A broker and some of the examples start; they join, call one another, die, leave and change. Every change is shown
+    as each worker learns of it. It takes free ports and leaves nothing behind. It fails when a worker missed a change.
+
+    \b
+    Examples:
+      iii-broker demo
+      iii-broker demo --json
+    """
+    from .demo import play
+
+    raise typer.Exit(play(as_json))
+
+
+@app.command()
+def functions(
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="P", help="Only ids that begin so.", show_default=False)
+    ] = "",
+    search: Search = "",
+    worker: OfWorker = "",
+    all_: Annotated[bool, typer.Option("--all", help="Also internal ones, and the broker's own.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the functions and who offers them.
+
+    \b
+    Examples:
+      iii-broker functions
+      iii-broker functions --prefix payments:: --json
+      iii-broker functions --search refund --worker billing
+    """
+    from .looking import Filter, show_functions
+
+    show_functions(url, Filter(prefix, search, worker, all_), as_json)
+
+
+@app.command()
+def workers(
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="P", help="Only names that begin so.", show_default=False)
+    ] = "",
+    search: Search = "",
+    worker: OfWorker = "",
+    all_: Annotated[bool, typer.Option("--all", help="As for functions; all workers are shown anyway.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the workers: state, functions, calls in flight.
+
+    \b
+    Examples:
+      iii-broker workers
+      iii-broker workers --search lab-pc-3
+      iii-broker workers --worker billing --json
+    """
+    from .looking import Filter, show_workers
+
+    show_workers(url, Filter(prefix, search, worker, all_), as_json)
+
+
+@app.command()
+def info(
+    id: Annotated[str, typer.Argument(metavar="ID", help="A function's id, or a worker's id or name.")],
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all there is to know of one function or worker.
+
+    \b
+    Examples:
+      iii-broker info payments::charge
+      iii-broker info 3f9c2a71d0
+      iii-broker info engine::status --json
+    """
+    from .looking import show_info
+
+    show_info(url, id, as_json)
+
+
+@app.command()
+def watch(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATTERN]...", help="Only functions whose ids match, such as 'orders::*'."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="[EPOCH:]SEQ", help="Begin with what changed after this position.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", min=0, help="End after this many changes.", show_default=False)
+    ] = None,
+    timeout: MaybeTimeout = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every change as it happens.
+
+    Until Ctrl-C, --count or --timeout.
+
+    The first line tells the start: "resumed" when the broker still held every change since --from, else "snapshot".
+
+    \b
+    Examples:
+      iii-broker watch
+      iii-broker watch 'orders::*' 'payments::*'
+      iii-broker watch --from 120 --json
+      iii-broker watch --count 1 --timeout 60
+    """
+    from .watching import watch
+
+    watch(url, tuple(patterns or ()), start, count, timeout, as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # a payload may be -1
+def call(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The function's id.")],
+    payload: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[JSON|KEY=VALUE...|-]", help="One JSON text, an object's pairs, or - for stdin."),
+    ] = None,
+    timeout: Timeout = 30.0,
+    worker: Annotated[
+        str | None, typer.Option("--worker", metavar="ID", help="This provider and no other.", show_default=False)
+    ] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Call a function and print its result.
+
+    A value of KEY=VALUE is JSON where it can be read as JSON, else a string. Without a payload it is null. Bytes are
+    {"$bytes": BASE64}, in payload and result.
+
+    \b
+    Examples:
+      iii-broker call payments::charge amount=10 currency=EUR
+      iii-broker call payments::charge '{"amount": 10}' --timeout 2
+      echo '[1, 2, 3]' | iii-broker call stats::sum - --json
+      iii-broker call cache::clear --worker 3f9c2a71d0
+    """
+    from .calling import call
+
+    call(url, id, payload or [], timeout, worker, as_json)
+
+
+@app.command()
+def wait(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Functions to wait for.")],
+    timeout: Timeout = 30.0,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until somebody offers each of these functions.
+
+    \b
+    Examples:
+      iii-broker wait payments::charge && ./start-orders
+      iii-broker wait orders::create stock::reserve --timeout 120 --json
+    """
+    from .calling import wait
+
+    wait(url, ids, timeout, as_json)
+
+
+@app.command()
+def ping(timeout: Timeout = 5.0, url: Url = None, as_json: AsJson = False) -> None:
+    """Measure a round trip to the broker.
+
+    \b
+    Examples:
+      iii-broker ping
+      iii-broker ping --url tcp://10.0.0.5:5570 --json
+    """
+    from .calling import ping
+
+    ping(url, timeout, as_json)
+
+
+@app.command()
+def status(url: Url = None, as_json: AsJson = False) -> None:
+    """Show how the broker fares, and what went wrong so far.
+
+    \b
+    Examples:
+      iii-broker status
+      iii-broker status --json
+    """
+    from .looking import show_status
+
+    show_status(url, as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def bench(context: typer.Context) -> None:
+    """Measure calls, changes and joins beside bare ZeroMQ.
+
+    Needs a checkout of the project; what follows goes to its bench.
+
+    \b
+    Examples:
+      iii-broker bench call --quick
+      iii-broker bench join --mode pinned
+      iii-broker bench -- --help
+    """
+    run_bench(context.args)
+
+
+def run_bench(words: list[str]) -> Any:
+    """Becomes `python -m bench`."""
+    import os
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise usage("bench needs a checkout of the project: it is not part of the installed package")
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.execv(sys.executable, [sys.executable, "-m", "bench", *words])

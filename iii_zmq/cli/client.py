@@ -1,0 +1,51 @@
+"""Joining as an observer, which shows up nowhere: what every verb but serve begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .. import errors, wire
+from .exits import usage
+
+if TYPE_CHECKING:
+    from ..io.worker import Worker
+
+CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_MIN_S = 0.25  # with less, a broker on the other side of a LAN would be called unreachable
+NAME = "iii-broker"
+
+
+@contextmanager
+def joined(url: str | None, timeout: float | None = None) -> Iterator[Worker]:
+    """An observer whose replica is complete. Raises: CommandError, IIIError."""
+    from ..io.worker import Worker
+
+    patience_s = CONNECT_TIMEOUT_S if timeout is None else min(CONNECT_TIMEOUT_S, timeout)
+    try:
+        worker = Worker(NAME, url, threads=0, connect_timeout=max(CONNECT_TIMEOUT_MIN_S, patience_s), observer=True)
+    except (TypeError, ValueError) as error:
+        raise usage(str(error)) from error
+    with worker:
+        yield worker
+
+
+def check_id(function_id: str) -> str:
+    """Raises: CommandError."""
+    try:
+        wire.check_function_id(function_id)
+    except ValueError as error:
+        raise usage(str(error)) from error
+    return function_id
+
+
+def is_known(worker: Worker, function_id: str) -> bool:
+    """Whether somebody, or the broker itself, answers under this id."""
+    if not wire.is_reserved(function_id):
+        return function_id in worker.functions
+    try:
+        worker.call("engine::functions::info", {"id": function_id})
+    except errors.RemoteError:
+        return False
+    return True

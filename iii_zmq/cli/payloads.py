@@ -1,0 +1,109 @@
+"""Payloads as they are written on a command line, and results as JSON. Nothing here talks to a broker.
+
+Bytes, which JSON does not have, are `{"$bytes": base64}` in both directions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .exits import usage
+
+BYTES_KEY = "$bytes"
+_PAIR = re.compile(r"([^\W\d][\w.\-]*)=(.*)", re.DOTALL)
+
+
+def read_payload(words: Sequence[str]) -> Any:
+    """No word: None; `-`: JSON from stdin; one JSON text; or `key=value` words, which make an object.
+
+    Raises: CommandError.
+    """
+    if not words:
+        return None
+    if list(words) == ["-"]:
+        return _from_json(_parse(sys.stdin.buffer.read(), "standard input"))
+    if len(words) == 1 and not _PAIR.fullmatch(words[0]):
+        return _from_json(_parse(words[0], "the payload"))
+    return _from_pairs(words)
+
+
+def to_json(value: Any) -> Any:
+    """The value as `json.dumps` takes it and every JSON parser reads it."""
+    if isinstance(value, dict):
+        return {_key(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {BYTES_KEY: base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)  # msgpack's Timestamp and extension types
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _from_pairs(words: Sequence[str]) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for word in words:
+        match = _PAIR.fullmatch(word)
+        if match is None:
+            raise usage(f"{word!r} is no key=value; expected one JSON text, key=value words, or - for standard input")
+        key, text = match.groups()
+        if key in pairs:
+            raise usage(f"{key!r} is given twice")
+        pairs[key] = _from_json(_value(text))
+    return pairs
+
+
+def _value(text: str) -> Any:
+    """As JSON where it is JSON, else as it stands."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _parse(text: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        hint = f"""; a string needs its quotes: '"{text}"'""" if isinstance(text, str) and text.isalnum() else ""
+        raise usage(f"{what} is neither JSON nor key=value: {error}{hint}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {BYTES_KEY}:
+        return _from_base64(value[BYTES_KEY])
+    return {key: _from_json(item) for key, item in value.items()}
+
+
+def _from_base64(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise usage(f"{BYTES_KEY} holds no base64: {error}") from error
+
+
+def _key(key: Any) -> str:
+    """JSON's keys are strings: whatever else msgpack allows is written as text."""
+    if isinstance(key, bytes):
+        return base64.b64encode(key).decode()
+    return key if isinstance(key, str) else json.dumps(to_json(key))

@@ -1,0 +1,125 @@
+"""Changes out of the bare deltas of the past, for `watch --from`, without the content that they changed.
+
+A delta says which rows were put and which dropped, not whether a put row was new. That is told by
+
+    what the earlier deltas of the stretch say of the row             if they mention it
+    the delta's drops: whoever goes leaves only promotions behind     if it has any
+    digest after = digest before + hashes of put rows - hashes of the rows they replace and of those dropped
+                                                                      so that nothing replaced means: all are new
+
+Known limit: of several rows in one delta, of which some are new and some replaced, and none mentioned before, all are
+told as changed. Names of workers who had gone by the end and came before the start are not known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .. import wire
+from ..core.changes import (
+    FUNCTION_ADDED,
+    FUNCTION_CHANGED,
+    FUNCTION_REMOVED,
+    WORKER_CHANGED,
+    WORKER_JOINED,
+    WORKER_LEFT,
+    Change,
+)
+from ..wire import Delta, RowKey, WorkerRow
+
+_MODULUS = 1 << (8 * wire.DIGEST_BYTES)
+# Kind by (was there before, is there now), in the order in which one delta's changes are told.
+_WORKER = {(False, True): WORKER_JOINED, (True, True): WORKER_CHANGED, (True, False): WORKER_LEFT}
+_FUNCTION = {(False, True): FUNCTION_ADDED, (True, True): FUNCTION_CHANGED, (True, False): FUNCTION_REMOVED}
+_ORDER = (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
+
+
+@dataclass(slots=True, frozen=True)
+class Present:
+    """What is known of the registry at `seq`, from which the past's names and numbers of providers follow."""
+
+    seq: int
+    names: Mapping[str, str]
+    providers: Mapping[str, int]
+
+
+@dataclass(slots=True, frozen=True)
+class _Event:
+    seq: int
+    kind: str
+    key: RowKey
+    reason: str | None
+
+
+def retell(epoch: str, deltas: Sequence[Delta], digest: bytes | None, present: Present) -> list[Change]:
+    """The changes that the deltas amount to; `digest` is the content's before the first, if known."""
+    events = _events(deltas, digest)
+    names = {**present.names, **_names(deltas)}
+    counts = _counts_before(events, present)
+    changes = []
+    for event in events:
+        worker_id, function_id = event.key
+        counts[function_id] += _step(event)
+        count = counts[function_id] if function_id else None
+        name = names.get(worker_id)
+        changes.append(Change(event.kind, function_id or None, worker_id, name, event.reason, epoch, event.seq, count))
+    return changes
+
+
+def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
+    """All that happened, in the order in which it is told."""
+    known: dict[RowKey, bytes | None] = {}
+    events: list[_Event] = []
+    for delta in deltas:
+        were_there = _were_there(delta, known, digest)
+        told = [_event(delta, key, True, False) for key in delta.drops]
+        told += [_event(delta, key, key in were_there, True) for key in map(wire.row_key, delta.puts)]
+        events += sorted(told, key=lambda event: _ORDER.index(event.kind))
+        known.update(dict.fromkeys(delta.drops))
+        known.update({wire.row_key(row): row for row in delta.puts})
+        digest = delta.digest
+    return events
+
+
+def _were_there(delta: Delta, known: Mapping[RowKey, bytes | None], digest: bytes | None) -> set[RowKey]:
+    """Which of the put rows were there before."""
+    keys = [wire.row_key(row) for row in delta.puts]
+    there = {key for key in keys if known.get(key) is not None}
+    unsure = [key for key in keys if key not in known]
+    if unsure and (delta.drops or _replaces_unknown_rows(delta, [known[key] for key in keys if key in known], digest)):
+        there.update(unsure)
+    return there
+
+
+def _replaces_unknown_rows(delta: Delta, replaced: Iterable[bytes | None], digest: bytes | None) -> bool:
+    """Whether more than these rows were replaced. Only for a delta that drops none."""
+    if digest is None:
+        return False
+    before, after = int.from_bytes(digest, "big"), int.from_bytes(delta.digest, "big")
+    put = sum(map(wire.row_hash, delta.puts))
+    return (before + put - after - sum(wire.row_hash(row) for row in replaced if row is not None)) % _MODULUS != 0
+
+
+def _event(delta: Delta, key: RowKey, was: bool, is_: bool) -> _Event:
+    kinds = _FUNCTION if key[1] else _WORKER
+    return _Event(delta.seq, kinds[was, is_], key, None if is_ else delta.reason or None)
+
+
+def _names(deltas: Iterable[Delta]) -> dict[str, str]:
+    rows = [wire.decode_row(row) for delta in deltas for row in delta.puts]
+    return {row.worker_id: row.name for row in rows if isinstance(row, WorkerRow)}
+
+
+def _counts_before(events: Iterable[_Event], present: Present) -> Counter[str]:
+    """How many providers each function had before the first event: those at present, less what came since."""
+    counts = Counter(present.providers)
+    for event in events:
+        if event.seq <= present.seq:
+            counts[event.key[1]] -= _step(event)
+    return counts
+
+
+def _step(event: _Event) -> int:
+    return {FUNCTION_ADDED: 1, FUNCTION_REMOVED: -1}.get(event.kind, 0)

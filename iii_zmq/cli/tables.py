@@ -1,0 +1,218 @@
+"""What people read: tables without frames, the same through a pipe, but for colour and cut to the width of a terminal.
+
+Nothing that comes from the network reaches a terminal as anything but printable text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .exits import one_line
+
+Json = dict[str, Any]
+
+WIDTH_OF_PIPES = 10_000  # nothing is folded or cut where no terminal is
+NAMES_SHOWN_MAX = 3
+STATE_STYLES = {"ready": "green", "stalled": "bold yellow", "draining": "cyan"}
+
+# Counters that are zero while all is well, with what they say to people.
+TROUBLES = {
+    "stalled": "workers stalled",
+    "pauses": "pauses of the broker's own",
+    "overflows": "workers reset: their queue was full",
+    "undelivered": "messages that could not be delivered",
+    "never_present": "sessions dropped: their stream was never heard",
+    "malformed": "malformed messages",
+    "unexpected": "unexpected messages",
+    "forged": "answers by others than the provider",
+    "refused": "refusals",
+    "syncs_gap": "replicas with a gap, repaired",
+    "syncs_digest": "replicas with a wrong digest, repaired",
+    "syncs_overrun": "replicas that fell far behind, repaired",
+    "syncs_late": "answers that replicas waited for too long",
+    "calls_timeout": "calls timed out",
+    "calls_busy": "calls refused as busy",
+    "calls_no_provider": "calls without a provider",
+    "calls_provider_lost": "calls whose provider was lost",
+    "results_late": "results that came too late",
+}
+
+
+def console() -> Console:
+    """For stdout, as wide as it takes where that is no terminal."""
+    made = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = WIDTH_OF_PIPES
+    return made
+
+
+def print_functions(functions: Sequence[Json], position: Json) -> None:
+    table = _table("FUNCTION", "PROVIDERS", "FLAGS", "DESCRIPTION")
+    for function in functions:
+        flags = [name for name in ("exclusive", "idempotent", "internal") if function[name]]
+        description = Text(one_line(function["description"] or ""), style="dim")
+        table.add_row(_plain(function["id"], "bold"), _providers(function["providers"]), " ".join(flags), description)
+    _print(table, functions, _count(functions, "function"), position)
+
+
+def print_workers(workers: Sequence[Json], position: Json) -> None:
+    table = _table("WORKER", "ID", "STATE", "HOST", "PID", "IN FLIGHT", "FUNCTIONS")
+    for worker in workers:
+        table.add_row(
+            _plain(worker["name"], "bold"), _plain(worker["id"]), _state(worker["state"]), _plain(worker["host"]),
+            str(worker["pid"]), str(worker["in_flight"]), _names(worker["functions"]),
+        )  # fmt: skip
+    _print(table, workers, f"{_count(workers, 'worker')}{_troubled(workers)}", position)
+
+
+def print_function(function: Json) -> None:
+    flags = [name for name in ("exclusive", "idempotent", "internal") if function[name]]
+    _print_fields(
+        {
+            "function": _plain(function["id"], "bold"),
+            "description": _plain(function["description"] or "-"),
+            "flags": _plain(", ".join(flags) or "-"),
+            "providers": Text("\n").join([_provider(one, with_id=True) for one in function["providers"]]),
+            "request": _json(function["request_schema"]),
+            "response": _json(function["response_schema"]),
+            "metadata": _json(function["metadata"] or None),
+        }
+    )
+
+
+def print_worker(worker: Json) -> None:
+    _print_fields(
+        {
+            "worker": _plain(worker["name"], "bold"),
+            "id": _plain(worker["id"]),
+            "state": _state(worker["state"]),
+            "process": _plain(f"{worker['host']} pid {worker['pid']}"),
+            "in flight": _plain(str(worker["in_flight"])),
+            "metadata": _json(worker["metadata"] or None),
+            "functions": _plain("\n".join(worker["functions"]) or "-"),
+        }
+    )
+
+
+def print_status(status: Json) -> None:
+    counters = status["counters"]
+    left = [(reason, counters.get(f"left_{reason}", 0)) for reason in ("bye", "died", "silent", "replaced")]
+    fields = {
+        "broker": _plain(f"version {status['version']}, up {_span(status['uptime_s'])}"),
+        "position": _plain(f"{status['epoch']}:{status['seq']}"),
+        "digest": _plain(status["digest"]),
+        "workers": _plain(f"{status['workers']} now; gone: {_losses(left)}"),
+        "functions": _plain(str(status["functions"])),
+        "calls": _plain(f"{status['in_flight']} in flight, {counters.get('calls', 0)} so far"),
+        "slowest turn": _plain(f"{counters.get('turn_max_ms', 0)} ms"),
+    }
+    troubles = [f"{counters[name]} {text}" for name, text in TROUBLES.items() if counters.get(name)]
+    fields["so far"] = Text("\n".join(troubles), style="yellow") if troubles else Text("no trouble", style="green")
+    _print_fields(fields)
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def _plain(text: str, style: str = "") -> Text:
+    return Text("\n".join(map(one_line, text.split("\n"))), style=style)
+
+
+def _state(state: str) -> Text:
+    return _plain(state, STATE_STYLES.get(state, ""))
+
+
+def _providers(providers: Sequence[Json]) -> Text:
+    shown = [_provider(one) for one in providers[:NAMES_SHOWN_MAX]]
+    if len(providers) > NAMES_SHOWN_MAX:
+        shown.append(Text(f"{len(providers) - NAMES_SHOWN_MAX} more"))
+    return Text(", ").join(shown)
+
+
+def _provider(provider: Json, with_id: bool = False) -> Text:
+    """The name, and in brackets what keeps it from being just that."""
+    name = f"{provider['worker_name']} {provider['worker_id']}" if with_id else provider["worker_name"]
+    shown = _plain(name)
+    if provider["state"] != "ready":
+        shown += Text(" (").append_text(_state(provider["state"])).append(")")
+    if not provider["active"]:
+        shown += Text(" (stand-by)", style="dim")
+    return shown
+
+
+def _names(names: Sequence[str]) -> Text:
+    more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+    return _plain((", ".join(names[:NAMES_SHOWN_MAX]) or "-") + more)
+
+
+def _json(value: Any) -> Text:
+    return _plain(json.dumps(value, ensure_ascii=False) if value is not None else "-")
+
+
+def _losses(left: Iterable[tuple[str, int]]) -> str:
+    words = {"bye": "left politely", "died": "died", "silent": "fell silent", "replaced": "replaced"}
+    return ", ".join(f"{count} {words[reason]}" for reason, count in left if count) or "none"
+
+
+def _span(seconds: float) -> str:
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
+    return " ".join([f"{number} {unit}" for number, unit in parts if number][:2]) or "0 s"
+
+
+def _count(things: Sequence[Any], what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
+
+
+def _troubled(workers: Sequence[Json]) -> str:
+    states = [worker["state"] for worker in workers]
+    parts = [f"{states.count(state)} {state}" for state in ("stalled", "draining") if state in states]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        right = column in ("PID", "IN FLIGHT")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _print(table: Table, rows: Sequence[Json], count: str, position: Json) -> None:
+    """The table, and for people at a terminal a line that sums it up."""
+    out = console()
+    if rows:
+        _put(out, table)
+    if not rows or out.is_terminal:
+        out.print(Text(f"{count} at position {position['epoch']}:{position['seq']}", style="dim"))
+
+
+def _print_fields(fields: dict[str, Text]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        table.add_row(name, value)
+    _put(console(), table)
+
+
+def _put(out: Console, table: Table) -> None:
+    """Cells are padded to the width of their column: through a pipe, not the last ones."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

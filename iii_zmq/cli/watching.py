@@ -1,0 +1,160 @@
+"""watch: where it starts, then one line for every change, live or of the past.
+
+Invariant: no change is told twice and none is left out. The observer joins first, at Q; then the past is asked for, up
+to P >= Q; then follow what the observer hears after P.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..core.changes import Change, Position
+from .client import CONNECT_TIMEOUT_S, joined
+from .exits import one_line, usage
+
+if TYPE_CHECKING:
+    from ..core.replica import Replica
+    from ..io.worker import Worker
+    from .retelling import Present
+
+STYLES = {
+    "worker_joined": "green",
+    "worker_left": "red",
+    "worker_changed": "yellow",
+    "function_added": "green",
+    "function_removed": "red",
+    "function_changed": "yellow",
+    "reset": "bold magenta",
+}
+
+
+def watch(
+    url: str | None,
+    patterns: tuple[str, ...],
+    start: str | None,
+    count: int | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Until Ctrl-C, SIGTERM, `count` changes or `timeout` seconds. Raises: CommandError, IIIError."""
+    asked = None if start is None else read_position(start)
+    until = None if timeout is None else time.monotonic() + timeout
+    lines = _Lines(as_json)
+    try:
+        with joined(url, timeout) as worker:
+            lines.follow_states(worker)
+            changes = _changes(worker, url, asked, until, lines)
+            wanted = (change for change in changes if is_wanted(change, patterns))
+            for change in islice(wanted, count):
+                lines.tell(change)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+
+
+def read_position(text: str) -> Position:
+    """SEQ, or EPOCH:SEQ; without an epoch it is that of the broker now. Raises: CommandError."""
+    epoch, _, seq = text.rpartition(":")
+    if not (seq.isascii() and seq.isdigit()) or (":" in text and not epoch):
+        raise usage(f"--from {text!r} is no position; expected SEQ or EPOCH:SEQ")
+    return Position(epoch, int(seq))
+
+
+def is_wanted(change: Change, patterns: tuple[str, ...]) -> bool:
+    """Without patterns everything; with them functions whose ids match one, and resets."""
+    if not patterns or "*" in patterns or change.kind == "reset":
+        return True
+    return change.function_id is not None and any(fnmatchcase(change.function_id, pattern) for pattern in patterns)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _changes(
+    worker: Worker, url: str | None, asked: Position | None, until: float | None, lines: _Lines
+) -> Iterator[Change]:
+    """Tells the start, then gives what changed since, past and live."""
+    live = worker.changes(timeout=None if until is None else max(0.0, until - time.monotonic()))
+    at = worker.position
+    past = None if asked is None else _past(worker, url, asked)
+    if asked is None or past is None:
+        lines.start("snapshot", worker, at)
+    else:
+        lines.start("resumed", worker, at._replace(seq=asked.seq))
+        yield from past
+        at = at._replace(seq=max(at.seq, *[change.seq for change in past[-1:]], asked.seq))
+    for change in live:
+        if change.epoch != at.epoch or change.seq > at.seq:
+            yield change
+
+
+def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | None:
+    """What changed after that position until now; None when the broker can't tell."""
+    from .history import fetch_past
+    from .retelling import retell
+
+    epoch = worker.position.epoch
+    if asked.epoch not in ("", epoch):
+        return None
+    past = fetch_past(url, Position(epoch, asked.seq), CONNECT_TIMEOUT_S)
+    return None if past is None else retell(epoch, past.deltas, past.digest, _present(worker.replica))
+
+
+def _present(replica: Replica) -> Present:
+    """Names and numbers of providers, all of one position."""
+    from .retelling import Present
+
+    while True:
+        seq = replica.position.seq
+        names = {id: worker.name for id, worker in replica.workers.items()}
+        providers = {id: replica.provider_count(id) for id in replica.functions}
+        if replica.position.seq == seq:
+            return Present(seq, names, providers)
+
+
+class _Lines:
+    """What is printed: for programs one JSON object a line, for people one line that can be read across."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        if not as_json:
+            from .tables import console
+
+            self._console = console()
+
+    def start(self, start: str, worker: Worker, at: Position) -> None:
+        if self._as_json:
+            self._print_json({"start": start, "position": at._asdict()})
+            return
+        size = f"{len(worker.workers)} workers, {len(worker.functions)} functions"
+        self._print(f"{start} at {at.epoch}:{at.seq} ({size})", "dim")
+
+    def tell(self, change: Change) -> None:
+        if self._as_json:
+            self._print_json(change.to_json())
+        else:
+            self._print(str(change), STYLES[change.kind])
+
+    def follow_states(self, worker: Worker) -> None:
+        """People are told when the broker goes and comes back; programs see it by a `reset`, or by silence."""
+        if not self._as_json:
+            worker.on_state(self._tell_state)
+
+    def _tell_state(self, state: str) -> None:
+        text = {"connecting": "the broker is lost, trying again", "connected": "the broker is back"}.get(state)
+        if text is not None:
+            print(f"iii-broker: {text}", file=sys.stderr, flush=True)
+
+    def _print_json(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+
+    def _print(self, text: str, style: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(one_line(text), style=style))
+        sys.stdout.flush()
