@@ -406,7 +406,7 @@ class Driver:
         try:
             while not self.ended:
                 with self._lock:
-                    while not self.ended and not self._may_park():
+                    while not self._may_park():
                         self.turn()
                 self._park.acquire()
         except BaseException:
@@ -419,6 +419,8 @@ class Driver:
 
     def _may_park(self) -> bool:
         """Parks if there is no reason to serve; the gate sees to it that no note is overlooked."""
+        if self.ended:
+            return True
         if self._permanent or self._waiters or self._conditions or self._events:
             return False
         with self._gate:

@@ -121,10 +121,12 @@ class Link:
         if due is not None and now >= due:
             core.tick(now)
 
-    def flush(self) -> None:
-        """Sends and does what the core wants, in order."""
+    def flush(self) -> bool:
+        """Sends and does what the core wants, in order; whether there was anything."""
         core = self.core
         outbox = core.take_outbox()
+        if not outbox:
+            return False
         while outbox:
             for to, message in outbox:
                 if to is BROKER:
@@ -132,6 +134,7 @@ class Link:
                 else:
                     self._obey(message)  # type: ignore[arg-type]
             outbox = core.take_outbox()
+        return True
 
     def close(self) -> None:
         """Closes the sockets; what was sent has LINGER_MS to leave."""

@@ -1,0 +1,324 @@
+"""How an AsyncWorker's Link is driven: by one event loop, with a watcher for each descriptor and one timer.
+
+What driving.py is for threads; without a lock, because everything happens in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .. import errors, wire
+from ..core.signals import (
+    CONNECTED,
+    CallEnded,
+    CancelCall,
+    Changes,
+    Drained,
+    Event,
+    JoinRefused,
+    NotOffered,
+    RunCall,
+    Settled,
+    StateChanged,
+)
+from ..core.worker import WorkerCore
+from .face import Handler, running, unpack_result
+from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_outcome, raised
+from .link import Link, zmq_poll
+from .listeners import Listeners
+from .pool import Pool
+
+log = logging.getLogger("iii_zmq.worker")
+
+TURNS_MAX = 4  # bursts in a row before the loop's other tasks get a chance
+
+_clock = time.monotonic
+
+
+class CallFuture(asyncio.Future[Any]):
+    """What `submit` returns. Cancelling it tells the broker that nobody waits any more."""
+
+    give_up: Callable[[], None] | None = None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        if self.give_up is not None:
+            self.give_up()
+        return True
+
+
+class Loop:
+    """Link, timer and tasks of one started AsyncWorker."""
+
+    def __init__(self, core: WorkerCore, handlers: Handlers, listeners: Listeners, threads: int) -> None:
+        self.core = core
+        self.link = Link(core)
+        self._loop = asyncio.get_running_loop()
+        self._handlers = handlers
+        self._listeners = listeners
+        self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
+        self._waiters: dict[int, CallFuture] = {}
+        self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._tasks: dict[RunCall, asyncio.Task[None]] = {}
+        self._watched: list[int] = []
+        self._generation = -1
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._is_turn_due = False
+        self.settled: dict[int, list[tuple[str, str, str]]] = {}
+        self.refused: JoinRefused | None = None
+        self.drained = False
+        self.unusable: str | None = None
+
+    # -- what the face asks for ----------------------------------------------------------------------------------------
+
+    def call(self, function_id: str, payload: bytes, timeout: float, target: str) -> CallFuture:
+        """Raises: Busy, Closed."""
+        number = self.core.call(function_id, payload, timeout, _clock(), target)
+        future = CallFuture(loop=self._loop)
+        future.give_up = lambda: self._give_up(number)
+        self._waiters[number] = future
+        self.turn_soon()
+        return future
+
+    async def join(self, timeout: float | None) -> list[tuple[str, str, str]]:
+        """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused."""
+        core = self.core
+        began = _clock()
+        ticket = core.offers.register(self._handlers.entries) if self._handlers.entries else None
+        core.connect(began)
+        self.turn_soon()
+        if not await self.wait(lambda: core.membership.state == CONNECTED or self.refused is not None, timeout):
+            trouble = f": {core.membership.trouble}" if core.membership.trouble else ""
+            raise errors.BrokerUnreachable(f"no broker at {core.profile.url} within {_clock() - began:.1f} s{trouble}")
+        if self.refused is not None:
+            raise errors.Refused(f"the broker at {core.profile.url} refused: {self.refused.text}", self.refused.code)
+        return [] if ticket is None else self.settled.pop(ticket, [])
+
+    async def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Until `is_true`, the timeout or the end; the last word of `is_true`."""
+        if is_true() or self.unusable is not None:
+            return is_true()
+        came: asyncio.Future[None] = self._loop.create_future()
+        condition = (is_true, came)
+        self._conditions.append(condition)
+        try:
+            await asyncio.wait([came], timeout=timeout)
+        finally:
+            if condition in self._conditions:
+                self._conditions.remove(condition)
+        return is_true()
+
+    async def drain(self, timeout: float) -> bool:
+        """No new calls; whether those that run here, and our own, ended in time."""
+        self.drained = not self._handlers.entries
+        if not self.drained:
+            self.core.drain()
+            self.turn_soon()
+        return await self.wait(lambda: self.drained and not len(self.core.incoming) and not self._waiters, timeout)
+
+    async def leave_broker(self, results_s: float) -> None:
+        """Bye, a moment for results that are about to be sent, and the end."""
+        self.core.leave()
+        self.turn_soon()
+        own = asyncio.current_task()
+        if own not in self._tasks.values():
+            await self.wait(lambda: not len(self.core.incoming), results_s)
+        self.end()
+
+    def end(self) -> None:
+        """The worker is over: everybody who waits is told."""
+        self.unusable = self.unusable or "the worker was closed"
+        self.core.end("the worker was closed")
+        self.link.flush()
+        for event in self.core.take_events():
+            self._on_event(event)
+        for _, came in self._conditions:
+            if not came.done():
+                came.set_result(None)
+        self._unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.link.close()
+        if self._pool is not None:
+            self._pool.close()
+
+    # -- for the keeper ------------------------------------------------------------------------------------------------
+
+    def look_in(self) -> None:
+        """The loop does that."""
+
+    def forked(self) -> None:
+        """In the child: the link and the loop are the parent's."""
+        self.unusable = "the worker belongs to the parent process: make a new one after fork"
+
+    def end_quickly(self, until: float) -> None:
+        """The interpreter ends; the loop does not run any more, so that nobody else uses the Link."""
+        if self.unusable is None and not self._loop.is_running():
+            self.unusable = "the interpreter is ending"
+            self.core.leave()
+            self.link.flush()
+            self.link.close()
+
+    # -- driving -------------------------------------------------------------------------------------------------------
+
+    def turn_soon(self) -> None:
+        """After something was asked of the core: what is asked in this round of the loop goes out together."""
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Sends what is to be sent, and reads until nothing is left; see the invariant above."""
+        self._is_turn_due = False
+        if self.unusable is not None and self._watched == []:
+            return
+        link = self.link
+        self._handle_events()
+        for _ in range(TURNS_MAX):
+            ready = zmq_poll(link.pollset, 0)
+            link.pump(ready)
+            if not self._handle_events() and not ready and link.wait_ms() > 0:
+                break
+        else:
+            self.turn_soon()
+        if link.generation != self._generation:
+            self._watch()
+        self._set_timer()
+
+    def _handle_events(self) -> bool:
+        """Whether something was sent or done."""
+        core = self.core
+        events = core.take_events()
+        while events:
+            for event in events:
+                self._on_event(event)
+            events = core.take_events()
+        return self.link.flush()
+
+    def _watch(self) -> None:
+        """The sockets are others now. A turn follows: an edge may have passed unseen."""
+        self._unwatch()
+        self._generation = self.link.generation
+        for socket, _ in self.link.pollset:
+            self._watched.append(socket.fileno())
+            self._loop.add_reader(self._watched[-1], self._turn)
+        self.turn_soon()
+
+    def _unwatch(self) -> None:
+        for fd in self._watched:
+            self._loop.remove_reader(fd)
+        self._watched = []
+
+    def _set_timer(self) -> None:
+        """One that rings too early does no harm: only an earlier deadline needs a new one."""
+        due = self.core.next_deadline()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(0.0, due - _clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._turn()
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case CallEnded():
+                waiter = self._waiters.pop(event.number, None)
+                if waiter is not None:
+                    _end(waiter, event.outcome)
+            case RunCall():
+                self._run(event)
+            case CancelCall():
+                task = self._tasks.get(event.run)
+                if task is not None:
+                    task.cancel()
+            case Changes():
+                self._listeners.tell_changes(event.changes)
+            case Settled():
+                self.settled[event.ticket] = event.refusals
+            case StateChanged():
+                log.info("%s is %s %s", self.core.profile.name, event.state, event.text)
+                self._listeners.tell_state(event.state)
+            case JoinRefused():
+                self.refused = event
+            case NotOffered():
+                for name, code, text in event.refusals:
+                    log.warning("%s: the broker no longer takes %s: %s (%s)", self.core.profile.name, name, text, code)
+            case Drained():
+                self.drained = True
+            case _:
+                errors.assert_never(event)
+        if self._conditions:
+            self._look_at_conditions()
+
+    def _look_at_conditions(self) -> None:
+        for is_true, came in self._conditions:
+            if not came.done() and is_true():
+                came.set_result(None)
+
+    def _give_up(self, number: int) -> None:
+        if self._waiters.pop(number, None) is not None:
+            self.core.outgoing.give_up(number)
+            self.turn_soon()
+
+    # -- handlers ------------------------------------------------------------------------------------------------------
+
+    def _run(self, run: RunCall) -> None:
+        handler = self._handlers.get(run.function_id)
+        if handler is not None and inspect.iscoroutinefunction(handler):
+            self._tasks[run] = self._loop.create_task(self._run_task(run, handler))
+        elif self._pool is not None:
+            self._pool.submit(lambda: self._run_in_pool(run))
+        else:
+            hand_back(self.core.incoming, run, self._handlers.run_here(run))
+
+    async def _run_task(self, run: RunCall, handler: Handler) -> None:
+        """The task's context is its own, so that what it sets there need not be reset."""
+        running.set(run)
+        outcome: Outcome = NOT_STARTED
+        try:
+            outcome = pack_outcome(run, await handler(wire.unpack(run.payload)))
+        except asyncio.CancelledError as error:
+            outcome = Raised(error)
+        except Exception as error:
+            outcome = raised(run, error)
+        finally:
+            self._tasks.pop(run, None)
+            self._hand_back(run, outcome)
+
+    def _run_in_pool(self, run: RunCall) -> None:
+        outcome = self._handlers.run_here(run)
+        try:
+            self._loop.call_soon_threadsafe(self._hand_back, run, outcome)
+        except RuntimeError:
+            pass  # the loop is closed: nobody is there to send it
+
+    def _hand_back(self, run: RunCall, outcome: Outcome) -> None:
+        hand_back(self.core.incoming, run, outcome)
+        if self.unusable is None or self._conditions:
+            self._look_at_conditions()
+            self.turn_soon()
+
+
+def _end(waiter: CallFuture, outcome: wire.Buffer | errors.CallFailed) -> None:
+    if waiter.done():
+        return
+    if isinstance(outcome, errors.CallFailed):
+        waiter.set_exception(outcome)
+        return
+    try:
+        waiter.set_result(unpack_result(outcome))
+    except errors.RemoteError as error:
+        waiter.set_exception(error)
