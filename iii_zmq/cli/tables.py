@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from rich.console import Console
@@ -59,7 +59,7 @@ def print_functions(functions: Sequence[Json], position: Json) -> None:
         flags = [name for name in ("exclusive", "idempotent", "internal") if function[name]]
         description = Text(one_line(function["description"] or ""), style="dim")
         table.add_row(_plain(function["id"], "bold"), _providers(function["providers"]), " ".join(flags), description)
-    _print(table, functions, _count(functions, "function"), position)
+    _print(table, functions, count_of(functions, "function"), position)
 
 
 def print_workers(workers: Sequence[Json], position: Json) -> None:
@@ -69,7 +69,7 @@ def print_workers(workers: Sequence[Json], position: Json) -> None:
             _plain(worker["name"], "bold"), _plain(worker["id"]), _state(worker["state"]), _plain(worker["host"]),
             str(worker["pid"]), str(worker["in_flight"]), _names(worker["functions"]),
         )  # fmt: skip
-    _print(table, workers, f"{_count(workers, 'worker')}{_troubled(workers)}", position)
+    _print(table, workers, f"{count_of(workers, 'worker')}{_troubled(workers)}", position)
 
 
 def print_function(function: Json) -> None:
@@ -169,7 +169,7 @@ def _span(seconds: float) -> str:
     return " ".join([f"{number} {unit}" for number, unit in parts if number][:2]) or "0 s"
 
 
-def _count(things: Sequence[Any], what: str) -> str:
+def count_of(things: Sized, what: str) -> str:
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
@@ -194,7 +194,7 @@ def _print(table: Table, rows: Sequence[Json], count: str, position: Json) -> No
     """The table, and for people at a terminal a line that sums it up."""
     out = console()
     if rows:
-        _put(out, table)
+        put(out, table)
     if not rows or out.is_terminal:
         out.print(Text(f"{count} at position {position['epoch']}:{position['seq']}", style="dim"))
 
@@ -205,10 +205,10 @@ def _print_fields(fields: dict[str, Text]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields.items():
         table.add_row(name, value)
-    _put(console(), table)
+    put(console(), table)
 
 
-def _put(out: Console, table: Table) -> None:
+def put(out: Console, table: Table) -> None:
     """Cells are padded to the width of their column: through a pipe, not the last ones."""
     if out.is_terminal:
         out.print(table)

@@ -52,7 +52,7 @@ def watch(
             changes = _changes(worker, url, asked, until, lines)
             wanted = (change for change in changes if is_wanted(change, patterns))
             for change in islice(wanted, count):
-                lines.tell(change)
+                lines.tell(worker, change)
     except KeyboardInterrupt:
         pass  # the way to end it
 
@@ -131,14 +131,18 @@ class _Lines:
         if self._as_json:
             self._print_json({"start": start, "position": at._asdict()})
             return
-        size = f"{len(worker.workers)} workers, {len(worker.functions)} functions"
+        from .tables import count_of
+
+        size = f"{count_of(worker.workers, 'worker')}, {count_of(worker.functions, 'function')} now"
         self._print(f"{start} at {at.epoch}:{at.seq} ({size})", "dim")
 
-    def tell(self, change: Change) -> None:
+    def tell(self, worker: Worker, change: Change) -> None:
         if self._as_json:
             self._print_json(change.to_json())
         else:
-            self._print(str(change), STYLES[change.kind])
+            row = worker.workers.get(change.worker_id or "") if change.kind == "worker_changed" else None
+            state = f", {row.state} now" if row is not None else ""
+            self._print(f"{change}{state}", STYLES[change.kind])
 
     def follow_states(self, worker: Worker) -> None:
         """People are told when the broker goes and comes back; programs see it by a `reset`, or by silence."""

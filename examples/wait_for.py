@@ -1,0 +1,20 @@
+"""A script that waits for what it needs: it may be started before, after or together with everything else.
+
+The argument is how long it waits, in seconds: for the broker, then for the functions.
+"""
+
+import sys
+
+from iii_zmq import BrokerUnreachable, WaitTimeout, Worker
+
+NEEDED = ("payments::charge", "orders::create")
+timeout = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
+
+try:
+    with Worker("nightly-report", connect_timeout=timeout) as worker:
+        worker.wait_for(*NEEDED, timeout=timeout)
+        for name in NEEDED:
+            providers = [provider.worker_name for provider in worker.functions[name].providers]
+            print(f"{name} is offered by {', '.join(providers)}")
+except (BrokerUnreachable, WaitTimeout) as error:
+    sys.exit(f"given up after {timeout:g} s: {error}")

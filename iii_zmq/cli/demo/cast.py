@@ -1,0 +1,127 @@
+"""The demo's children: started, prompted, heard through one queue, and ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+END_S = 2.0  # what all children together get to end by themselves
+STDERR_TAIL = 2000  # bytes of a child's stderr that are shown when it failed
+
+Report = dict[str, Any]
+
+
+class ChildFailed(Exception):
+    """A child ended, or said nothing, where that was not to be."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One process. Reports carry its title as `child`; its last one has the event `ended`."""
+
+    title: str
+    process: subprocess.Popen[str]
+    stderr: IO[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def tell(self, do: str, worker: str, **details: Any) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"do": do, "worker": worker, **details}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ChildFailed(self.failure()) from error
+
+    def signal(self, number: signal.Signals) -> int:
+        """The moment just before, on the clock of all reports."""
+        now = time.monotonic_ns()
+        self.process.send_signal(number)
+        return now
+
+    def failure(self) -> str:
+        """What is to be said of a child that ended too early."""
+        size = os.fstat(self.stderr.fileno()).st_size
+        text = os.pread(self.stderr.fileno(), STDERR_TAIL, max(0, size - STDERR_TAIL)).decode(errors="replace")
+        return f"{self.title} ended too early (exit status {self.process.poll()}): {text.strip() or 'no word'}"
+
+
+class Cast:
+    """All children; leaving the block ends them."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+        self._reports: queue.Queue[Report] = queue.Queue()
+
+    def __enter__(self) -> Cast:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """SIGTERM for all at once, the broker last; SIGKILL for what is left then."""
+        until = time.monotonic() + END_S
+        for child in reversed(self._children):
+            child.process.terminate()
+        for child in reversed(self._children):
+            try:
+                child.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            child.stderr.close()
+
+    def start(self, title: str, *words: str, url: str | None = None) -> Child:
+        """Starts a child on its stage, without waiting for it."""
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed at the end of the block)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "iii_zmq.cli.demo.stage", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=_environment(url),
+            start_new_session=True,  # Ctrl-C is ours: we end them
+        )
+        child = Child(title, process, stderr)
+        self._children.append(child)
+        threading.Thread(target=self._read, args=[child], daemon=True).start()
+        return child
+
+    def next(self, timeout_s: float) -> Report | None:
+        """The next report of any child; None when none came in time."""
+        try:
+            return self._reports.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return None
+
+    def _read(self, child: Child) -> None:
+        assert child.process.stdout is not None
+        for line in child.process.stdout:
+            try:
+                report = json.loads(line)
+            except ValueError:  # it was killed in the middle of a line
+                break
+            self._reports.put({**report, "child": child.title})
+        self._reports.put({"event": "ended", "worker": None, "child": child.title})
+
+
+def _environment(url: str | None) -> dict[str, str]:
+    """Ours, with this package importable and with the demo's broker instead of any other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("III_")}
+    root = str(Path(__file__).resolve().parents[3])
+    kept["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept if url is None else {**kept, "III_URL": url}
