@@ -1,8 +1,9 @@
 """What the broker itself answers under `engine::`: the registry as ordinary functions, and its own state.
 
 Each takes a map (or nil) and returns a map with the position. Lists come in pages: at most `limit` elements, and
-`next`: the `after` of the next page, or nil. A page examines at most `EXAMINED_MAX` rows, so a long search costs many
-short turns and not one long one: a page may be empty and still have a `next`.
+`next`: the `after` of the next page, or nil. A page examines at most `EXAMINED_MAX` rows and some `EXAMINED_BYTES_MAX`
+of what they hold, so a long search costs many short turns and not one long one, and no page is larger than a payload
+may be: a page may be empty and still have a `next`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .session import Session
 REQUEST_BYTES_MAX = 64 * 1024  # the only payloads that the broker unpacks
 PAGE_MAX = 1000
 EXAMINED_MAX = 2000
+EXAMINED_BYTES_MAX = 1024 * 1024  # entries, metadata and ids of one page, but for its last element
+PROVIDER_BYTES = 100  # about what one provider adds to a function
 
 DESCRIPTIONS = {
     "engine::functions::list": "Functions by prefix, search, worker; in pages (after, limit); internal ones with all",
@@ -28,6 +31,9 @@ DESCRIPTIONS = {
     "engine::status": "Version, position, digest, uptime and counters of the broker",
     "engine::ping": "Returns its payload",
 }
+
+_Looked = tuple[dict[str, Any] | None, int]
+"""The element if it matches, and how many bytes were looked at."""
 
 
 class NotFound(Exception):
@@ -80,13 +86,7 @@ class Engine:
 
     def _functions_list(self, request: Any, now: float) -> dict[str, Any]:
         query = _Query(request)
-        if query.all and not query.worker:
-            engine = [_engine_function(one) for one in sorted(DESCRIPTIONS) if query.after < one]
-        else:
-            engine = []
-        page, cursor = query.page(self._sorted_ids(), self._function_if)
-        if cursor is None:
-            page += [one for one in engine if query.matches(one["id"], (one["id"], one["description"]))]
+        page, cursor = query.page(self._sorted_ids(query.all), self._function_if)
         return {"position": self._position(), "functions": page, "next": cursor}
 
     def _functions_info(self, request: Any, now: float) -> dict[str, Any]:
@@ -97,19 +97,22 @@ class Engine:
             raise NotFound(f"no function {function_id!r}")
         return {"position": self._position(), "function": self._function(function_id, self._entry(function_id))}
 
-    def _function_if(self, query: _Query, function_id: str) -> dict[str, Any] | None:
+    def _function_if(self, query: _Query, function_id: str) -> _Looked:
         if not function_id.startswith(query.prefix):
-            return None
-        entry = self._entry(function_id)
-        if entry.internal and not query.all:
-            return None
-        if not query.matches(function_id, (function_id, entry.description or "")):
-            return None
-        function = self._function(function_id, entry)
-        providers = function["providers"]
-        if query.worker and not any(query.worker in (one["worker_id"], one["worker_name"]) for one in providers):
-            return None
-        return function
+            return None, 0
+        if function_id in DESCRIPTIONS:
+            function, examined = _engine_function(function_id), 0
+        else:
+            entry = self._entry(function_id)
+            providers = self._registry.providers[function_id]
+            examined = len(providers[0].entry) + PROVIDER_BYTES * len(providers)
+            if entry.internal and not query.all:
+                return None, examined
+            function = self._function(function_id, entry)
+        if not query.matches(function_id, (function_id, function["description"] or "")):
+            return None, examined
+        names = [name for one in function["providers"] for name in (one["worker_id"], one["worker_name"])]
+        return (None if query.worker and query.worker not in names else function), examined
 
     def _entry(self, function_id: str) -> FunctionEntry:
         providers = self._registry.providers[function_id]
@@ -125,11 +128,11 @@ class Engine:
             )
         return _function_json(entry, providers)
 
-    def _sorted_ids(self) -> list[str]:
+    def _sorted_ids(self, with_engine: bool) -> list[str]:
         if self._ids_seq != self._registry.seq:
             self._ids = sorted(self._registry.providers)
             self._ids_seq = self._registry.seq
-        return self._ids
+        return sorted([*self._ids, *DESCRIPTIONS]) if with_engine else self._ids
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
@@ -143,11 +146,14 @@ class Engine:
             raise NotFound(f"no worker {worker_id!r}")
         return {"position": self._position(), "worker": self._worker(worker_id)}
 
-    def _worker_if(self, query: _Query, worker_id: str) -> dict[str, Any] | None:
+    def _worker_if(self, query: _Query, worker_id: str) -> _Looked:
         row = self._registry.workers[worker_id]
         if query.worker and query.worker not in (worker_id, row.name):
-            return None
-        return self._worker(worker_id) if query.matches(row.name, (worker_id, row.name, row.host)) else None
+            return None, 0
+        if not query.matches(row.name, (worker_id, row.name, row.host)):
+            return None, 0
+        worker = self._worker(worker_id)
+        return worker, len(row.metadata) + sum(map(len, worker["functions"]))
 
     def _worker(self, worker_id: str) -> dict[str, Any]:
         row = self._registry.workers[worker_id]
@@ -186,32 +192,34 @@ class _Query:
         self.all = bool(fields.get("all", False))
         limit = fields.get("limit", PAGE_MAX)
         if type(limit) is not int or limit < 1:
-            raise ValueError(f"limit is {limit!r}; expected 1 to {PAGE_MAX}")
+            seen = limit if type(limit) is int else type(limit).__name__
+            raise ValueError(f"limit is {seen}; expected 1 to {PAGE_MAX}")
         self.limit = min(limit, PAGE_MAX)
 
     def matches(self, name: str, texts: Iterable[str]) -> bool:
         return name.startswith(self.prefix) and (not self.search or any(self.search in text.lower() for text in texts))
 
-    def page(
-        self, ids: list[str], look: Callable[[_Query, str], dict[str, Any] | None]
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    def page(self, ids: list[str], look: Callable[[_Query, str], _Looked]) -> tuple[list[dict[str, Any]], str | None]:
         """The elements after the cursor that match, and the next cursor."""
         found: list[dict[str, Any]] = []
+        examined_bytes = 0
         start = bisect_right(ids, self.after)
-        for index in range(start, min(start + EXAMINED_MAX, len(ids))):
-            element = look(self, ids[index])
+        end = min(start + EXAMINED_MAX, len(ids))
+        for index in range(start, end):
+            element, examined = look(self, ids[index])
+            examined_bytes += examined
             if element is not None:
                 found.append(element)
-                if len(found) == self.limit:
-                    return found, ids[index] if index + 1 < len(ids) else None
-        last = start + EXAMINED_MAX - 1
-        return found, ids[last] if last + 1 < len(ids) else None
+            if len(found) == self.limit or examined_bytes >= EXAMINED_BYTES_MAX:
+                end = index + 1
+                break
+        return found, ids[end - 1] if end < len(ids) else None
 
 
 def _text(fields: Any, name: str, default: str | None = None) -> str:
     value = fields.get(name, default) if type(fields) is dict else None
     if type(value) is not str:
-        raise TypeError(f"{name} is {value!r}; expected a string")
+        raise TypeError(f"{name} is {type(value).__name__}; expected a string")  # no repr: it may be nested too deep
     return value
 
 

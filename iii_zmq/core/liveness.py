@@ -1,6 +1,6 @@
 """Who is alive: what follows from a lost presence, a failed send, a long silence.
 
-    joined --presence lost--> suspect --probe failed, or silent for one TTL--> dead
+    joined --presence lost--> suspect --probe failed, or silent for one TTL, or no new presence for 5 s--> dead
     joined --send failed--> unreachable --presence lost too, or silent for one TTL--> dead
     joined --three heartbeats missed--> stalled (not dead: its connections live)
     any of the lost, while the broker itself had slept --> held for a while, then dead
@@ -16,7 +16,7 @@ from typing import Literal
 from .deadlines import Deadlines
 from .session import Session, Settings
 
-PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription
+PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one
 HOLD_S = 2.0  # how long lost sessions keep their rows after the broker itself had slept
 PROBE_FIRST_S = 0.001
 PROBE_MAX_S = 0.25
@@ -69,16 +69,20 @@ class Liveness:
         if session.held_until is not None:
             return self._cause(session, now) if now >= session.held_until else None
         if not session.joined and session.reachable:
-            return "never_present" if now >= session.said_hello_at + PRESENCE_WAIT_S else None
+            return "never_present" if now >= session.presence_by else None
         if session.suspect_since is not None and not session.reachable:
             return self._cause(session, now)
         if session.suspect_since is not None or not session.reachable:
-            if silent or not session.joined:
+            if silent or not session.joined or self._is_long_suspect(session, now):
                 return self._cause(session, now)
             return self._probe(session, now) if session.reachable else None
         if session.leaving:
             return self._cause(session, now) if silent else None
         return "stalled" if not session.stalled and now - session.heard_at >= self._stalled_s else None
+
+    def _is_long_suspect(self, session: Session, now: float) -> bool:
+        """It talks and takes probes, but has no stream: it would be passed over for ever without knowing why."""
+        return session.suspect_since is not None and now - session.suspect_since >= PRESENCE_WAIT_S
 
     def _probe(self, session: Session, now: float) -> Verdict | None:
         if now < session.probe_at:
@@ -97,7 +101,7 @@ class Liveness:
         if session.held_until is not None:
             at = session.held_until
         elif not session.joined and session.reachable:
-            at = session.said_hello_at + PRESENCE_WAIT_S
+            at = session.presence_by
         elif session.suspect_since is not None:
             at = min(session.probe_at, silent_at)
         elif session.leaving or not session.reachable:

@@ -1,4 +1,4 @@
-"""The truth: who is here and who offers what, as numbered, atomic changes with a bounded history and a digest.
+"""The truth: who is here and who offers what, as numbered, atomic changes with a digest.
 
 Invariant: `digest` is the sum of the hashes of exactly the rows in `_rows`, and delta `seq` leads from the content at
 `seq - 1` to the content at `seq`. Every public method that changes something makes one delta or, where nothing differs,
@@ -7,18 +7,18 @@ none. It knows nothing of sessions, sockets or liveness: whoever calls decides w
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from .. import errors, wire
 from ..wire import FunctionEntry, ProviderRow, RowKey, WorkerRow
+from .history import HISTORY_BYTES_MAX, HISTORY_MAX, History
 
-HISTORY_MAX = 65_536  # deltas kept for those who resume: a minute of 1,000 changes a second
-HISTORY_BYTES_MAX = 64 * 1024 * 1024
 FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
+CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # rows in all: entries near their own limit would need few rows to fill memory
 IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew
+
+_FITNESS = {wire.READY: 0, wire.STALLED: 1, wire.DRAINING: 2}  # to be promoted; the least comes first
 
 
 @dataclass(slots=True)
@@ -51,25 +51,27 @@ class _Draft:
 
 
 class Registry:
-    """Content, numbered changes and history of one epoch."""
+    """Content and numbered changes of one epoch."""
 
     def __init__(
         self, epoch: str, *, history_max: int = HISTORY_MAX, history_bytes_max: int = HISTORY_BYTES_MAX
     ) -> None:
         self.epoch = epoch
-        self.seq = 0
+        self.history = History(history_max, history_bytes_max)
         self.workers: dict[str, WorkerRow] = {}
         self.providers: dict[str, list[Provider]] = {}  # in the order of registration: the order of promotion
         self.offered: dict[str, dict[str, Provider]] = {}  # worker id -> function id -> its provider
+        self.leads: dict[str, dict[str, None]] = {}  # worker id -> exclusive functions in which it is the active one
         self.provider_rows = 0
         self._rows: dict[RowKey, bytes] = {}
+        self._rows_bytes = 0
         self._total = 0
-        self._history: deque[bytes] = deque()
-        self._history_max = history_max
-        self._history_bytes = 0
-        self._history_bytes_max = history_bytes_max
-        self._fresh: list[bytes] = []
         self._image: Image | None = None
+
+    @property
+    def seq(self) -> int:
+        """The number of the last change."""
+        return self.history.seq
 
     @property
     def digest(self) -> bytes:
@@ -83,6 +85,7 @@ class Registry:
         assert row.worker_id not in self.workers
         self.workers[row.worker_id] = row
         self.offered[row.worker_id] = {}
+        self.leads[row.worker_id] = {}
         draft = _Draft()
         draft.puts[row.worker_id, ""] = wire.encode_row(row)
         self._commit("", draft)
@@ -94,6 +97,7 @@ class Registry:
         draft = _Draft()
         for function_id in function_ids:
             self._remove(draft, worker_id, function_id)
+        del self.leads[worker_id]
         draft.drops[worker_id, ""] = None
         self._commit(reason, draft)
         return function_ids
@@ -116,7 +120,7 @@ class Registry:
         draft = _Draft()
         refusals = []
         for index, entry, data in batch:
-            refusal = self._refusal(worker_id, entry)
+            refusal = self._refusal(worker_id, entry, data)
             if refusal is None:
                 self._offer(draft, worker_id, entry, data)
             else:
@@ -138,55 +142,38 @@ class Registry:
         self._commit("unregistered", draft)
         return refusals
 
-    def hand_over(self, worker_id: str, function_id: str) -> bool:
-        """An exclusive function's active provider steps back for the first ready stand-by, if there is one."""
-        providers = self.providers[function_id]
-        active = next((one for one in providers if one.active and one.worker_id == worker_id), None)
-        heir = next((one for one in providers if not one.active and self._is_ready(one)), None)
-        if active is None or heir is None:
-            return False
+    def hand_over(self, worker_id: str, function_ids: Iterable[str]) -> list[str]:
+        """The active provider of these exclusive functions steps back, in one change, where another can take over.
+
+        Returns the ids of the functions that were handed over. Whoever drains takes nothing over.
+        """
         draft = _Draft()
-        active.active = False
-        self._put(draft, function_id, active)
-        self._promote(draft, function_id, heir)
+        handed_over = []
+        for function_id in function_ids:
+            providers = self.providers[function_id]
+            heirs = [one for one in providers if not one.active and self._state_of(one) != wire.DRAINING]
+            if heirs:
+                active = self.offered[worker_id][function_id]
+                active.active = False
+                del self.leads[worker_id][function_id]
+                self._put(draft, function_id, active)
+                self._promote(draft, function_id, self._heir(heirs))
+                handed_over.append(function_id)
         self._commit("", draft)
-        return True
+        return handed_over
 
     # -- what others read ----------------------------------------------------------------------------------------------
 
-    def since(self, seq: int) -> list[bytes] | None:
-        """The packed deltas after `seq`, oldest first, or None when they are no longer (or not yet) held."""
-        missing = self.seq - seq
-        if not 0 <= missing <= len(self._history):
-            return None
-        return list(islice(self._history, len(self._history) - missing, None))
-
     def image(self) -> Image:
-        """A snapshot of now or of a little while ago: `since(image.seq)` is held and short."""
+        """A snapshot of now or of a little while ago: `history.since(image.seq)` is held and short."""
         cached = self._image
-        if cached is None or self.seq - cached.seq > self._image_age_max() or self.since(cached.seq) is None:
-            rows = list(self._rows.values())
-            cached = self._image = Image(self.seq, self.digest, rows, sum(map(len, rows)))
+        if cached is None or self.seq - cached.seq > self._image_age_max() or not self.history.holds(cached.seq):
+            cached = self._image = Image(self.seq, self.digest, list(self._rows.values()), self._rows_bytes)
         return cached
-
-    def take_fresh(self) -> list[bytes]:
-        """The packed deltas since the last time this was asked, to be published in this order."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
-
-    def row(self, key: RowKey) -> bytes | None:
-        """The row's bytes as they were published."""
-        return self._rows.get(key)
 
     def functions_digest(self, worker_id: str) -> bytes:
         """What a worker that still offers exactly its rows here puts into its Hello."""
         return wire.functions_digest([provider.entry for provider in self.offered[worker_id].values()])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def keys(self) -> Iterator[RowKey]:
-        return iter(self._rows)
 
     # -- private -------------------------------------------------------------------------------------------------------
 
@@ -194,15 +181,18 @@ class Registry:
         """Small registries are cheap to copy: replaying more deltas than there are rows would be the longer way."""
         return min(IMAGE_DELTAS_MAX, len(self._rows) // 8)
 
-    def _refusal(self, worker_id: str, entry: FunctionEntry) -> tuple[str, str] | None:
+    def _refusal(self, worker_id: str, entry: FunctionEntry, data: bytes) -> tuple[str, str] | None:
         providers = self.providers.get(entry.id, ())
         others = (one for one in providers if one.worker_id != worker_id)
         other = next(others, None)
         if other is not None and bool(other.flags & wire.EXCLUSIVE) != entry.exclusive:
             theirs = "exclusive" if other.flags & wire.EXCLUSIVE else "not exclusive"
             return errors.CONFLICT, f"{entry.id!r} is registered as {theirs} by worker {other.worker_id}"
-        if self.provider_rows >= FUNCTIONS_MAX and entry.id not in self.offered[worker_id]:
+        known = self.offered[worker_id].get(entry.id)
+        if known is None and self.provider_rows >= FUNCTIONS_MAX:
             return errors.LIMIT, f"the registry holds {FUNCTIONS_MAX} functions, which is its limit"
+        if self._rows_bytes >= CONTENT_BYTES_MAX and (known is None or len(data) > len(known.entry)):
+            return errors.LIMIT, f"the registry holds {CONTENT_BYTES_MAX} bytes, which is its limit"
         return None
 
     def _offer(self, draft: _Draft, worker_id: str, entry: FunctionEntry, data: bytes) -> None:
@@ -214,6 +204,7 @@ class Registry:
             self.provider_rows += 1
         elif (known.flags ^ entry.flags) & wire.EXCLUSIVE:  # its only provider changed its mind
             known.active, known.fence = not entry.exclusive, 0
+            self.leads[worker_id].pop(entry.id, None)
         known.flags, known.entry = entry.flags, data
         if not known.active and not any(one.active for one in self.providers[entry.id]):
             self._promote(draft, entry.id, known)
@@ -225,21 +216,25 @@ class Registry:
         gone = next(one for one in providers if one.worker_id == worker_id)
         providers.remove(gone)
         self.provider_rows -= 1
-        draft.puts.pop((worker_id, function_id), None)
+        self.leads[worker_id].pop(function_id, None)
         draft.drops[worker_id, function_id] = None
         if not providers:
             del self.providers[function_id]
         elif gone.active and gone.flags & wire.EXCLUSIVE:
-            heir = next((one for one in providers if self._is_ready(one)), providers[0])
-            self._promote(draft, function_id, heir)
+            self._promote(draft, function_id, self._heir(providers))
 
     def _promote(self, draft: _Draft, function_id: str, heir: Provider) -> None:
         heir.active = True
         heir.fence = self.seq + 1  # the seq of the delta that this draft becomes
+        self.leads[heir.worker_id][function_id] = None
         self._put(draft, function_id, heir)
 
-    def _is_ready(self, provider: Provider) -> bool:
-        return self.workers[provider.worker_id].state == wire.READY
+    def _heir(self, stand_bys: list[Provider]) -> Provider:
+        """The first that is ready, else the first that is only stalled, else the first of all."""
+        return min(stand_bys, key=lambda one: _FITNESS[self._state_of(one)])
+
+    def _state_of(self, provider: Provider) -> str:
+        return self.workers[provider.worker_id].state
 
     def _put(self, draft: _Draft, function_id: str, provider: Provider) -> None:
         key = (provider.worker_id, function_id)
@@ -248,21 +243,20 @@ class Registry:
     def _commit(self, reason: str, draft: _Draft) -> None:
         """Applies the draft as one delta; rows that would stay the same are no change."""
         puts = {key: row for key, row in draft.puts.items() if self._rows.get(key) != row}
-        drops = [key for key in draft.drops if key in self._rows]
-        if not puts and not drops:
+        if not puts and not draft.drops:
             return
-        for key in drops:
-            self._total -= wire.row_hash(self._rows.pop(key))
+        for key in draft.drops:
+            self._discard(self._rows.pop(key))
         for key, row in puts.items():
-            before = self._rows.get(key)
-            self._total += wire.row_hash(row) - (wire.row_hash(before) if before is not None else 0)
+            self._discard(self._rows.get(key, b""))
+            self._total += wire.row_hash(row)
+            self._rows_bytes += len(row)
             self._rows[key] = row
-        self.seq += 1
-        self._record(wire.encode_delta(wire.Delta(self.seq, self.digest, reason, tuple(puts.values()), tuple(drops))))
+        delta = wire.Delta(self.seq + 1, self.digest, reason, tuple(puts.values()), tuple(draft.drops))
+        self.history.record(wire.encode_delta(delta))
 
-    def _record(self, delta: bytes) -> None:
-        self._fresh.append(delta)
-        self._history.append(delta)
-        self._history_bytes += len(delta)
-        while len(self._history) > self._history_max or self._history_bytes > self._history_bytes_max:
-            self._history_bytes -= len(self._history.popleft())
+    def _discard(self, row: bytes) -> None:
+        """Takes a row that goes out of the sums."""
+        if row:
+            self._total -= wire.row_hash(row)
+            self._rows_bytes -= len(row)

@@ -15,7 +15,7 @@ from .. import wire
 
 if TYPE_CHECKING:
     from .answers import Answer
-    from .calls import Route
+    from .routes import Route
 
 Peer = bytes
 """A ROUTER's routing id, or one of the stream's topics."""
@@ -56,6 +56,7 @@ class Malformed:
 
 
 Event = Subscribed | Unsubscribed | Undelivered | Malformed
+EVENTS = (Subscribed, Unsubscribed, Undelivered, Malformed)  # a tuple: isinstance takes a union ten times as long
 
 
 @dataclass(slots=True)
@@ -76,12 +77,12 @@ class Session:
     worker_id: str
     hello: wire.Hello
     token: bytes
-    said_hello_at: float
     heard_at: float
+    presence_by: float  # its presence is to be heard by then
     joined: bool = False
     stalled: bool = False
     draining: bool = False
-    drain_number: int | None = None  # of the Drain that waits for its Ack
+    drain_number: int | None = None  # of the Drain that still waits for its Ack
     leaving: bool = False  # said Bye: no row any more, only results are still taken
     reachable: bool = True  # no send has failed yet
     suspect_since: float | None = None  # presence lost at this moment
@@ -118,7 +119,8 @@ COUNTERS = (
     "hellos", "renewals", "kept", "joined", "left_bye", "left_died", "left_silent", "left_replaced",
     "registered", "unregistered", "refused", "malformed", "unexpected", "unknown_peers", "presence_lost",
     "probes", "pauses", "stalled", "never_present", "overflows", "undelivered",
-    "resumes", "snapshots", "broadcasts", "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
+    "resumes", "snapshots", "broadcasts", "answers_abandoned",
+    "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
     "calls", "calls_queued", "calls_busy", "calls_no_provider", "calls_timeout", "calls_provider_lost",
     "calls_rerouted", "calls_cancelled", "results", "failures", "results_late",
     "results_unmatched", "forged",

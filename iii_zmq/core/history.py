@@ -1,0 +1,48 @@
+"""The latest deltas of the registry, packed as they were published, for those who resume and for the stream.
+
+Invariant: `_deltas` are the deltas up to the latest, without a hole, so that a seq alone says where one lies.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+HISTORY_MAX = 65_536  # deltas kept: a minute of 1,000 changes a second
+HISTORY_BYTES_MAX = 64 * 1024 * 1024
+
+
+class History:
+    """Bounded by number and bytes: the oldest go."""
+
+    def __init__(self, deltas_max: int, bytes_max: int) -> None:
+        self.seq = 0  # of the latest delta
+        self._deltas: deque[bytes] = deque()
+        self._deltas_max = deltas_max
+        self._bytes = 0
+        self._bytes_max = bytes_max
+        self._fresh: list[bytes] = []
+
+    def record(self, delta: bytes) -> None:
+        """This one is the next."""
+        self.seq += 1
+        self._fresh.append(delta)
+        self._deltas.append(delta)
+        self._bytes += len(delta)
+        while len(self._deltas) > self._deltas_max or self._bytes > self._bytes_max:
+            self._bytes -= len(self._deltas.popleft())
+
+    def holds(self, seq: int) -> bool:
+        """Whether `since(seq)` has an answer."""
+        return 0 <= self.seq - seq <= len(self._deltas)
+
+    def since(self, seq: int) -> list[bytes] | None:
+        """The packed deltas after `seq`, oldest first, or None when they are no longer (or not yet) held."""
+        if not self.holds(seq):
+            return None
+        return list(islice(self._deltas, len(self._deltas) - (self.seq - seq), None))
+
+    def take_fresh(self) -> list[bytes]:
+        """The packed deltas since the last time this was asked, to be published in this order."""
+        fresh, self._fresh = self._fresh, []
+        return fresh

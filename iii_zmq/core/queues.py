@@ -1,0 +1,80 @@
+"""Calls that wait for room at a provider: one queue a function, in the order of arrival.
+
+Invariants: a route is in a queue exactly while `queued_bytes` is not 0. While a function has a queue, it stands in the
+`waiting` of exactly the sessions that offer it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from .registry import Registry
+from .routes import QUEUE_MAX, QUEUED_BYTES_MAX, Route
+from .session import Session
+
+
+class Queues:
+    """All that waits."""
+
+    def __init__(self, registry: Registry, sessions: dict[str, Session]) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._queues: dict[str, deque[Route]] = {}
+        self._bytes = 0
+
+    def put(self, route: Route) -> bool:
+        """Lets the route wait, behind those that arrived before it; False when there is no room."""
+        call = route.call
+        assert call is not None
+        size = len(call.payload) + len(call.header or b"")
+        queue = self._queues.get(route.function_id)
+        if self._bytes + size > QUEUED_BYTES_MAX or (queue is not None and len(queue) >= QUEUE_MAX):
+            return False
+        if queue is None:
+            queue = self._queues[route.function_id] = deque()
+            self.announce(route.function_id)
+        queue.insert(self._place_of(route, queue), route)
+        route.queued_bytes = size
+        self._bytes += size
+        return True
+
+    def remove(self, route: Route) -> None:
+        """The route waits no longer."""
+        queue = self._queues[route.function_id]
+        queue.remove(route)
+        self._bytes -= route.queued_bytes
+        route.queued_bytes = 0
+        if not queue:
+            del self._queues[route.function_id]
+            for offer in self._registry.providers.get(route.function_id, ()):
+                self._sessions[offer.worker_id].waiting.pop(route.function_id, None)
+
+    def of(self, function_id: str) -> list[Route]:
+        """The routes that wait for this function, the earliest first."""
+        return list(self._queues.get(function_id, ()))
+
+    def announce(self, function_id: str) -> None:
+        """All who offer the function now are to look at its queue, if it has one."""
+        if function_id in self._queues:
+            for offer in self._registry.providers.get(function_id, ()):
+                self._sessions[offer.worker_id].waiting[function_id] = None
+
+    def first_for(self, provider: Session, may_have: Callable[[Session, Route], bool]) -> Route | None:
+        """The earliest call in any queue that this provider may be handed."""
+        first: Route | None = None
+        offered = self._registry.offered[provider.worker_id]
+        for function_id in provider.waiting:
+            if offered[function_id].active:
+                queue = self._queues[function_id]
+                route = next((one for one in queue if may_have(provider, one)), None)
+                if route is not None and (first is None or route.number < first.number):
+                    first = route
+        return first
+
+    def _place_of(self, route: Route, queue: deque[Route]) -> int:
+        """Behind all that arrived earlier: a call that comes back from a provider goes before those that came later."""
+        place = len(queue)
+        while place and queue[place - 1].number > route.number:
+            place -= 1
+        return place

@@ -1,0 +1,52 @@
+"""A Route: one accepted call on its way, and the limits of calls.
+
+Invariants: a route is in exactly one of a function's queue (`queued_bytes`) and its provider's `in_flight`; it is in
+its caller's `open` until the caller was told one outcome, and then never again. A route whose caller was told (or has
+gone) stays in `in_flight` until the provider answers: the slot really is taken; its payload is let go. `hand_overs`
+counts the handlers that may have seen the call; only a failed send, or a provider's word that it did not start it,
+takes one back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import wire
+from ..errors import Fate
+
+if TYPE_CHECKING:
+    from .session import Session
+
+OPEN_CALLS_MAX = 4096  # calls that one worker may have open; told in Welcome
+CREDIT_MAX = 4096  # calls in flight to one worker, whatever it asks for: the ROUTER's high-water mark lies above
+QUEUE_MAX = 1024  # calls that wait for one function
+QUEUED_BYTES_MAX = 256 * 1024 * 1024  # payloads and headers that wait, all functions together
+KEEP_BYTES_MAX = wire.INLINE_BYTES_MAX  # a payload that is kept for another try, while its call is in flight, anyway
+KEPT_BYTES_MAX = 256 * 1024 * 1024  # larger ones, of idempotent functions, all together; beyond it they get no 2nd try
+REMAINING_MS_MAX = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """One accepted call on its way."""
+
+    number: int
+    caller: Session | None  # None once it was told the outcome, or has gone
+    caller_number: int
+    function_id: str
+    target: str
+    deadline: float
+    arrived_at: float
+    no_answer: bool
+    call: wire.Call | None  # None when it can't be handed over a second time
+    provider: Session | None = None  # who was handed it last; None while it waits in a queue
+    idempotent: bool = False
+    hand_overs: int = 0
+    queued_bytes: int = 0  # what it takes in its queue; 0: it is in none
+    kept_bytes: int = 0  # its share in KEPT_BYTES_MAX
+    tried: tuple[str, ...] = ()  # worker ids that went while they had it, or did not know it
+
+    @property
+    def fate(self) -> Fate:
+        return "possibly_executed" if self.hand_overs else "not_handed_over"

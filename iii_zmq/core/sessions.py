@@ -1,0 +1,51 @@
+"""The table of sessions, by each of their four names.
+
+Invariants: every session stands in all four tables under its present names, or (ended) in none. While somebody is being
+replaced, the old one is out before the new one is in, so no name ever leads to two sessions.
+"""
+
+from __future__ import annotations
+
+from .session import Peer, Session
+
+SESSIONS_MAX = 20_000
+
+
+class Sessions:
+    """Who is here."""
+
+    def __init__(self) -> None:
+        self.by_peer: dict[Peer, Session] = {}
+        self.by_worker: dict[str, Session] = {}
+        self.by_token: dict[bytes, Session] = {}
+        self.by_presence: dict[bytes, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_peer)
+
+    def is_full_for(self, peer: Peer) -> bool:
+        """Whether a session at this peer would be one too many."""
+        return len(self.by_peer) >= SESSIONS_MAX and peer not in self.by_peer
+
+    def add(self, session: Session) -> None:
+        """The session is here, under its names."""
+        self.by_peer[session.peer] = session
+        self.by_worker[session.worker_id] = session
+        self.by_token[session.token] = session
+        self.by_presence[session.presence] = session
+
+    def remove(self, session: Session) -> None:
+        """The session has ended."""
+        session.ended = True
+        session.reachable = False
+        del self.by_peer[session.peer]
+        del self.by_worker[session.worker_id]
+        del self.by_token[session.token]
+        del self.by_presence[session.presence]
+
+    def rename(self, session: Session, token: bytes) -> None:
+        """The session goes on under a fresh token."""
+        del self.by_token[session.token]
+        del self.by_presence[session.presence]
+        session.token = token
+        self.add(session)
