@@ -45,7 +45,7 @@ class Client:
         self.held: list[tuple[str, bytes]] = []  # (epoch, delta), while an answer is awaited
         self.joined, self.kept, self.complete = False, False, False
         self.number, self.hello_number, self.awaited, self.next_index = 0, 0, 0, 0
-        self.topics: list[bytes] = []  # of the broadcast under way
+        self.broadcast, self.topics = 0, list[bytes]()  # of the broadcast under way
         self.answers: dict[int, tuple[int, list[Any], bytes]] = {}
         self.log: list[str] = []  # what happened to the replica: "resumed", "reset", reasons of Syncs
         self.context = zmq.Context()
@@ -178,11 +178,14 @@ class Client:
             if self.offered and not self.kept:
                 self.send_register(*self.offered)
         if kind == INVITE:
-            self.awaited = -fields[1]  # negative: the number of a broadcast
+            self.broadcast = fields[1]
             self.topics = [fields[0], self._presence() + b"+"]
             for topic in self.topics:
                 self.sub.subscribe(topic)
         else:
+            if self.broadcast:  # the broker did not wait for us: its answer begins anew
+                self._leave_broadcast()
+                self.next_index, self.staged = 0, None
             self._send(RECEIVED, [fields[3 if kind == SNAPSHOT else 1]], number=self.awaited)
             self._on_part(kind, fields)
 
@@ -194,7 +197,7 @@ class Client:
     def _on_stream(self, kind: int, number: int, fields: list[Any]) -> None:
         self.heard_at = time.monotonic()
         if kind in (SNAPSHOT, REPLAY):
-            if number == -self.awaited:
+            if number == self.broadcast:
                 self._on_part(kind, fields)
         elif kind == DELTAS and (fields[0] == self.epoch or not self.complete):
             self.held += [(fields[0], delta) for delta in fields[1]]
@@ -222,8 +225,8 @@ class Client:
         self.held += [(fields[0], delta) for delta in fields[3]]
         if fields[2]:
             self.log.append("resumed" if self.staged is None else "reset")
-            self._end_answer()
-            self.complete = True
+            self._leave_broadcast()
+            self.complete, self.awaited = True, 0
             self._apply_held()
 
     def _reset(self, epoch: str, seq: int, digest: bytes, rows: list[bytes]) -> None:
@@ -269,13 +272,13 @@ class Client:
 
     def _await(self, kind: int, fields: list[Any]) -> int:
         """Asks for what is missing: from now on deltas are held until the answer's end."""
-        self._end_answer()
+        self._leave_broadcast()
         self.complete, self.next_index, self.staged, self.held = False, 0, None, []
         self.awaited = self._send(kind, fields)
         return self.awaited
 
-    def _end_answer(self) -> None:
-        self.awaited = 0
+    def _leave_broadcast(self) -> None:
+        self.broadcast = 0
         for topic in self.topics:
             self.sub.unsubscribe(topic)
         self.topics = []

@@ -148,7 +148,7 @@ def test_a_broken_stream_is_renewed_and_nothing_else_changes(broker: RunningBrok
 
 
 def test_a_stream_that_broke_and_came_back_by_itself_costs_no_call_and_no_delta(broker: RunningBroker) -> None:
-    """The old presence is subscribed again: the broker saw its end and probes, or saw nothing and all is well."""
+    """The old presence is subscribed again, and whether the broker saw its end or not, what was missed is a gap."""
     with client(broker.url, "watcher") as watcher, client(broker.url, "orders") as orders:
         orders.register("orders::one")
         orders.sub.disconnect(broker.stream_url)

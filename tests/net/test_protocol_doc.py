@@ -21,7 +21,8 @@ from iii_zmq import core, errors, wire
 from iii_zmq.core import engine, session
 from iii_zmq.io import sockets
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "protocol.md").read_text()
 FIELD_TYPES: dict[str, Any] = {
     "str": str, "bin": bytes, "int": int, "bool": bool, "array of str": wire.STRINGS, "array of bin": wire.BYTES_LIST,
     "array of [int, str, str]": wire.REFUSALS,
@@ -201,3 +202,9 @@ def test_options_are_those_that_our_own_sockets_have() -> None:
 def test_numbers_in_the_text_are_told_in_the_limits_too() -> None:
     limits = {row[1] for row in table("Constant")}
     assert {one for one in re.findall(r"\b\d{1,3}(?:,\d{3})+\b", TEXT) if one not in limits} <= {"10,000", "2,500"}
+
+
+def test_the_files_that_the_architecture_names_are_there() -> None:
+    named = re.findall(r"\b(?:core|io|cli)/\w+", (ROOT / "docs" / "architecture.md").read_text())
+    assert len(named) > 20
+    assert {one for one in named if not (ROOT / "iii_zmq" / f"{one}.py").exists()} == set()
