@@ -54,6 +54,8 @@ TIMEOUTS = (TimeoutError, FutureTimeout)  # the second is the first from Python 
 NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other; further calls wait
 OVER_S = 0.2  # how often a thread that waits for another one's serving looks whether it was told to end
 QUICK_S = 0.00002  # a poll that returned faster than this found messages that had been waiting: read many at once
+ALONE_S = 0.005  # after a look at everything, the control socket alone is waited for so long
+NOTES_S = 0.1  # after a note, everything is waited for so long: more notes may come
 PATIENCE_S = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
 PUMP_S = 0.1  # between inline handlers the sockets are looked at this often
 
@@ -80,10 +82,12 @@ class CallFuture(Future[Any]):
         super().__init__()
         self._driver = driver
         self.number: int | None = None  # once the core knows the call
+        self.is_given_up = False
 
     def cancel(self) -> bool:
         if not super().cancel():
             return False
+        self.is_given_up = True
         self.set_running_or_notify_cancel()
         self._driver.post(self._give_up)
         return True
@@ -144,6 +148,8 @@ class Driver:
         self.ended = False
         self.unusable: str | None = None  # why nothing can be asked any more
         self.pumped_at = 0.0
+        self._alone_from = 0.0  # not before this
+        self._alone_until = 0.0  # the control socket may be waited for alone
         self._later: deque[RunCall] = deque()  # inline handlers beyond NESTING_MAX
         self._depth = 0
         # Notes, and who is called up to read them.
@@ -192,7 +198,7 @@ class Driver:
         asked_at = _clock()
 
         def begin() -> None:
-            if future.cancelled():
+            if future.is_given_up:
                 return
             now = _clock()
             try:
@@ -436,15 +442,8 @@ class Driver:
         link = self.link
         events = self._events
         if not events:
-            wait_ms = 0 if self._notes else link.wait_ms()
-            if wait_s is not None:
-                wait_ms = min(wait_ms, int(wait_s * 1000) + 1 if wait_s > 0 else 0)
-            began = _clock()
-            ready: Ready = zmq_poll(link.pollset, wait_ms)
-            self.pumped_at = now = _clock()
-            link.pump(ready, now - began < QUICK_S)
-            if ready and ready[-1][0] == self._wake_fd:
-                self._hear_wake()
+            if wait_s is not None or _clock() > self._alone_until or not link.pump_alone():
+                self._poll(wait_s)
         if self._notes:
             self._read_notes()
         events.extend(link.core.take_events())
@@ -453,6 +452,22 @@ class Driver:
             if not events:
                 events.extend(link.core.take_events())
         link.flush()
+
+    def _poll(self, wait_s: float | None) -> None:
+        """Waits for everything. After a message of the control socket, the next one may be waited for alone."""
+        link = self.link
+        wait_ms = 0 if self._notes else link.wait_ms()
+        if wait_s is not None:
+            wait_ms = min(wait_ms, int(wait_s * 1000) + 1 if wait_s > 0 else 0)
+        began = _clock()
+        ready: Ready = zmq_poll(link.pollset, wait_ms)
+        self.pumped_at = now = _clock()
+        if ready and ready[-1][0] == self._wake_fd:
+            self._hear_wake()
+            self._alone_from = now + NOTES_S
+        elif now > self._alone_from:
+            self._alone_until = now + ALONE_S
+        link.pump(ready, now - began < QUICK_S)
 
     def end(self) -> None:
         """The worker is over: everybody who waits is told."""

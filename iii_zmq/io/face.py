@@ -45,8 +45,10 @@ def make_profile(
 ) -> Profile:
     """Checked; III_URL and III_STREAM_URL stand in for what was not given. Raises: TypeError, ValueError."""
     _check_name(name)
-    if type(credit) is not int or not 1 <= credit <= CREDIT_MAX:
-        raise _wrong("credit", credit, "an int of at least 1")
+    if type(credit) is not int:
+        raise _wrong(TypeError, "credit", credit, "an int of at least 1")
+    if not 1 <= credit <= CREDIT_MAX:
+        raise _wrong(ValueError, "credit", credit, f"1 to {CREDIT_MAX}")
     chosen = check_url("url", url or os.environ.get("III_URL") or DEFAULT_URL)
     stream = stream_url or os.environ.get("III_STREAM_URL") or None
     if stream is not None:
@@ -59,20 +61,20 @@ def check_url(what: str, url: str) -> str:
     """Raises: TypeError, ValueError."""
     expected = "tcp://HOST:PORT or ipc://PATH"
     if not isinstance(url, str):
-        raise _wrong(what, url, expected)
+        raise _wrong(TypeError, what, url, expected)
     if url.startswith("ipc://") and len(url) > len("ipc://"):
         return url
     match = _TCP_URL.fullmatch(url)
     if match is None or not 1 <= int(match[2]) <= 65535 or match[1] == "*":
-        raise _wrong(what, url, expected)
+        raise _wrong(ValueError, what, url, expected)
     return url
 
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
-        raise _wrong("name", name, "a str")
+        raise _wrong(TypeError, "name", name, "a str")
     if not 1 <= len(name) <= wire.NAME_CHARS_MAX or not name.isprintable():
-        raise _wrong("name", name, f"1 to {wire.NAME_CHARS_MAX} printable characters")
+        raise _wrong(ValueError, "name", name, f"1 to {wire.NAME_CHARS_MAX} printable characters")
 
 
 def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
@@ -87,17 +89,19 @@ def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
 
 def check_threads(threads: int) -> int:
     """Raises: TypeError, ValueError."""
-    if type(threads) is not int or threads < 0:
-        raise _wrong("threads", threads, "an int of at least 0")
+    if type(threads) is not int:
+        raise _wrong(TypeError, "threads", threads, "an int of at least 0")
+    if threads < 0:
+        raise _wrong(ValueError, "threads", threads, "an int of at least 0")
     return threads
 
 
 def check_timeout(timeout: float) -> float:
     """Raises: TypeError, ValueError."""
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise _wrong("timeout", timeout, "seconds, a number of at least 0")
+        raise _wrong(TypeError, "timeout", timeout, "seconds, a number of at least 0")
     if not 0 <= timeout < math.inf:
-        raise _wrong("timeout", timeout, "seconds, a finite number of at least 0")
+        raise _wrong(ValueError, "timeout", timeout, "seconds, a finite number of at least 0")
     return timeout
 
 
@@ -119,9 +123,9 @@ def make_entry(
     """The packed entry of a function. Raises: TypeError, ValueError."""
     check_own_id(function_id)
     if not callable(handler):
-        raise _wrong(f"{function_id}: handler", handler, "something callable with the payload")
+        raise _wrong(TypeError, f"{function_id}: handler", handler, "something callable with the payload")
     if description is not None and not isinstance(description, str):
-        raise _wrong(f"{function_id}: description", description, "a str")
+        raise _wrong(TypeError, f"{function_id}: description", description, "a str")
     flags = wire.EXCLUSIVE * bool(exclusive) | wire.IDEMPOTENT * bool(idempotent) | wire.INTERNAL * bool(internal)
     objects = {"request_schema": request_schema, "response_schema": response_schema, "metadata": metadata}
     for what, value in objects.items():
@@ -146,7 +150,7 @@ def check_own_id(function_id: str) -> None:
 def check_json_object(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: TypeError, ValueError for what JSON can't say."""
     if not isinstance(value, Mapping):
-        raise _wrong(what, value, "a JSON object (a dict)")
+        raise _wrong(TypeError, what, value, "a JSON object (a dict)")
     plain = dict(value)
     if not all(isinstance(key, str) for key in plain):
         raise ValueError(f"{what} is no JSON object: its keys are to be str")
@@ -203,7 +207,7 @@ def check_call(function_id: str, payload: Any, timeout: float, worker: str | Non
     if type(timeout) is not float or not 0.0 <= timeout < math.inf:
         check_timeout(timeout)
     if worker is not None and not isinstance(worker, str):
-        raise _wrong("worker", worker, "a worker id")
+        raise _wrong(TypeError, "worker", worker, "a worker id")
     try:
         packed = wire.pack(payload)
     except Exception:
@@ -228,8 +232,7 @@ def unpack_result(data: wire.Buffer) -> Any:
         raise errors.RemoteError("ValueError", str(error)) from error
 
 
-def _wrong(what: str, seen: Any, expected: str) -> Exception:
-    kind = ValueError if isinstance(seen, str | int | float) and not isinstance(seen, bool) else TypeError
+def _wrong(kind: type[Exception], what: str, seen: Any, expected: str) -> Exception:
     return kind(f"{what} is {seen!r:.100}; expected {expected}")
 
 

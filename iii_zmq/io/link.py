@@ -50,6 +50,7 @@ Ready = list[tuple[Any, int]]
 BURST_MAX = 128  # messages of one socket a turn, so that the other one and the timers get their time
 STREAM_WAITING_MAX = 10_000  # stream messages unread: more are worth less than a snapshot
 WAIT_MAX_MS = 60_000
+ALONE_MS = 2  # how long the control socket may be waited for alone: so late may all else be noticed then
 SOCKETS_MAX = 16_384  # of one process; a worker takes six
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -120,6 +121,28 @@ class Link:
         due = core.next_deadline()
         if due is not None and now >= due:
             core.tick(now)
+
+    def pump_alone(self) -> bool:
+        """Waits up to ALONE_MS for one message of the control socket; whether one came. Nothing else is looked at.
+
+        A receive that waits costs 5 us less than a poll of five descriptors and a receive: what the next answer of a
+        conversation is worth. False when the socket is gone, too.
+        """
+        dealer = self._dealer
+        if dealer is None:
+            return False
+        try:
+            frame = dealer.recv(0)
+        except zmq.Again:
+            return False
+        now = time.monotonic()
+        try:
+            message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
+        except errors.ProtocolError as error:
+            self._read_odd(dealer, frame, error, now)
+        else:
+            self.core.receive(BROKER, message, now)
+        return True
 
     def flush(self) -> bool:
         """Sends and does what the core wants, in order; whether there was anything."""
@@ -282,6 +305,7 @@ class Link:
     def _connect(self, order: Connect) -> None:
         self.close()
         self._dealer = sockets.dealer(context(), order.heartbeat_ms, order.ttl_ms)
+        self._dealer.setsockopt(zmq.RCVTIMEO, ALONE_MS)
         self._dealer_monitor = sockets.monitor(context(), self._dealer)
         self._renew_pollset()
         self._dealer.connect(order.url)
