@@ -26,7 +26,7 @@ def main() -> int:
         return _run(sys.argv[1:])
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader had enough
+    except (BrokenPipeError, SystemExit):  # the reader had enough; click makes a SystemExit of it
         return _leave_broken_pipe()
 
 

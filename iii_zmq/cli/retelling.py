@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from .. import wire
 from ..core.changes import (
@@ -58,14 +59,21 @@ def retell(epoch: str, deltas: Sequence[Delta], digest: bytes | None, present: P
     events = _events(deltas, digest)
     names = {**present.names, **_names(deltas)}
     counts = _counts_before(events, present)
-    changes = []
-    for event in events:
-        worker_id, function_id = event.key
-        counts[function_id] += _step(event)
-        count = counts[function_id] if function_id else None
-        name = names.get(worker_id)
-        changes.append(Change(event.kind, function_id or None, worker_id, name, event.reason, epoch, event.seq, count))
+    changes: list[Change] = []
+    for _, batch in groupby(events, lambda event: event.seq):
+        together = list(batch)
+        for event in together:
+            counts[event.key[1]] += _step(event)
+        changes += [_change(event, names, counts, epoch) for event in together]
     return changes
+
+
+def _change(event: _Event, names: Mapping[str, str], counts: Mapping[str, int], epoch: str) -> Change:
+    worker_id, function_id = event.key
+    count = counts[function_id] if function_id else None
+    return Change(
+        event.kind, function_id or None, worker_id, names.get(worker_id), event.reason, epoch, event.seq, count
+    )
 
 
 def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:

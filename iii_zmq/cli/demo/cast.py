@@ -33,6 +33,7 @@ class Child:
     title: str
     process: subprocess.Popen[str]
     stderr: IO[bytes]
+    reader: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -51,6 +52,17 @@ class Child:
         now = time.monotonic_ns()
         self.process.send_signal(number)
         return now
+
+    def close(self) -> None:
+        """Once the process has ended."""
+        if self.reader is not None:
+            self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.stderr):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass  # orders that nobody read any more
 
     def failure(self) -> str:
         """What is to be said of a child that ended too early."""
@@ -82,7 +94,7 @@ class Cast:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
-            child.stderr.close()
+            child.close()
 
     def start(self, title: str, *words: str, url: str | None = None) -> Child:
         """Starts a child on its stage, without waiting for it."""
@@ -98,7 +110,8 @@ class Cast:
         )
         child = Child(title, process, stderr)
         self._children.append(child)
-        threading.Thread(target=self._read, args=[child], daemon=True).start()
+        child.reader = threading.Thread(target=self._read, args=[child], daemon=True)
+        child.reader.start()
         return child
 
     def next(self, timeout_s: float) -> Report | None:
