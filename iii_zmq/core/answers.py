@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from .. import wire
-from .deadlines import Deadlines
+from .deadlines import Alarm, Deadlines
 from .registry import Image, Registry
 from .session import BROADCAST, Outbox, Session
 
@@ -67,13 +67,14 @@ class Answer:
 class Answers:
     """Who is owed parts, and the broadcast under way."""
 
-    def __init__(self, registry: Registry, outbox: Outbox, counters: Counter[str]) -> None:
+    def __init__(self, registry: Registry, outbox: Outbox, counters: Counter[str], alarm: Alarm) -> None:
         self._registry = registry
         self._outbox = outbox
         self._counters = counters
+        self._alarm = alarm
         self._line: OrderedDict[Session, None] = OrderedDict()  # sessions that may be sent a part now, in turns
         self._snapshots: dict[Session, None] = {}  # sessions whose answer is a snapshot
-        self._progress: Deadlines[Session] = Deadlines()  # of sessions with an answer
+        self._progress: Deadlines[Session] = Deadlines(alarm)  # of sessions with an answer
         self._invited: dict[Session, int] = {}  # the number asked under; no receipt heard yet
         self._receipts: dict[bytes, Session] = {}  # receipt topic -> session, of the invited
         self._gathered: dict[Session, None] = {}  # receipt heard; they listen
@@ -98,7 +99,7 @@ class Answers:
             return
         answer.unacknowledged -= 1
         if answer.has_part():
-            self._line[session] = None
+            self._stand_in_line(session)
             self._progress.set(session, now + PROGRESS_S)
         elif not answer.unacknowledged:
             self.forget(session)
@@ -120,6 +121,7 @@ class Answers:
         if session is not None:
             del self._invited[session]
             self._gathered[session] = None
+            self._alarm.no_later_than(0.0)
 
     def next_deadline(self) -> float | None:
         if self._line or self._broadcasting is not None:
@@ -147,10 +149,14 @@ class Answers:
 
     def _owe(self, session: Session, answer: Answer, now: float) -> None:
         session.answer = answer
-        self._line[session] = None
+        self._stand_in_line(session)
         self._progress.set(session, now + PROGRESS_S)
         if answer.is_snapshot:
             self._snapshots[session] = None
+
+    def _stand_in_line(self, session: Session) -> None:
+        self._line[session] = None
+        self._alarm.no_later_than(0.0)
 
     def _send_part(self, session: Session) -> None:
         answer = session.answer
@@ -170,6 +176,7 @@ class Answers:
         if self._gather_until is None:
             self._broadcast += 1
             self._gather_until = now + GATHER_S
+            self._alarm.no_later_than(self._gather_until)
         self._invited[session] = number
         self._receipts[wire.receipt_topic(session.token)] = session
         self._outbox.append((session.peer, wire.Invite(number, BROADCAST, self._broadcast)))

@@ -14,6 +14,7 @@ from ..wire import WorkerRow
 from .admission import hello_refusal
 from .answers import Answers
 from .calls import Calls
+from .deadlines import Alarm
 from .draining import Draining
 from .liveness import HOLD_S, PRESENCE_WAIT_S, Liveness, Verdict
 from .registry import Registry
@@ -36,6 +37,7 @@ class Attendance:
         calls: Calls,
         answers: Answers,
         draining: Draining,
+        alarm: Alarm,
         new_token: NewToken,
         new_id: NewId,
     ) -> None:
@@ -49,7 +51,7 @@ class Attendance:
         self._draining = draining
         self._new_token = new_token
         self._new_id = new_id
-        self._liveness = Liveness(settings)
+        self._liveness = Liveness(settings, alarm)
         self._hold_until = 0.0
         self.closing = False
 

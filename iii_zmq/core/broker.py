@@ -19,6 +19,7 @@ from ..errors import assert_never
 from .answers import Answers
 from .attendance import Attendance
 from .calls import Calls
+from .deadlines import Alarm
 from .draining import Draining
 from .engine import Engine
 from .registrations import Registrations
@@ -56,13 +57,15 @@ class BrokerCore:
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []
         self._sessions = Sessions()
-        self._calls = Calls(self.registry, self._sessions.by_worker, self._outbox, self.counters)
-        self._answers = Answers(self.registry, self._outbox, self.counters)
+        self._alarm = Alarm()
+        self._calls = Calls(self.registry, self._sessions.by_worker, self._outbox, self.counters, self._alarm)
+        self._answers = Answers(self.registry, self._outbox, self.counters, self._alarm)
         self._draining = Draining(self.registry, self._calls, self._outbox)
         self._registrations = Registrations(self.registry, self._calls, self._outbox, self.counters)
         self._attendance = Attendance(
             settings, self.registry, self._sessions, self._outbox, self.counters,
-            calls=self._calls, answers=self._answers, draining=self._draining, new_token=new_token, new_id=new_id,
+            calls=self._calls, answers=self._answers, draining=self._draining, alarm=self._alarm,
+            new_token=new_token, new_id=new_id,
         )  # fmt: skip
         self._engine = Engine(self)
         self._started_at: float | None = None
@@ -89,23 +92,14 @@ class BrokerCore:
     def tick(self, now: float) -> None:
         """Does what is due."""
         self._notice_pause(now)
-        self._attendance.tick(now)
-        self._calls.tick(now)
-        self._draining.advance(now)
-        self._answers.tick(now)
-        if now >= self._beacon_at:
-            beacon = wire.Beacon(0, self.registry.epoch, self.registry.seq, self.registry.digest)
-            self._outbox.append((EVERYONE, beacon))
-            self._beacon_at = now + self.settings.heartbeat_s
-        self._due_at = max(now, self.next_deadline())
+        if now >= self._alarm.at or self._draining:
+            self._do_what_is_due(now)
+            self._alarm.at = self._earliest()
+        self._due_at = max(now, self._alarm.at)
 
     def next_deadline(self) -> float:
-        """When `tick` is next due; the beacon sees to it that there is always such a moment."""
-        first = self._beacon_at
-        for at in (self._attendance.next_deadline(), self._calls.next_deadline(), self._answers.next_deadline()):
-            if at is not None and at < first:
-                first = at
-        return first
+        """When `tick` is next due, or a little earlier; the beacon sees to it that there is always such a moment."""
+        return self._alarm.at
 
     def take_outbox(self) -> Outbox:
         """What to send, in order. The deltas of this turn go first: what is acknowledged was published before."""
@@ -246,6 +240,23 @@ class BrokerCore:
         if late_s > self.settings.ttl_s / 2:
             self.counters["pauses"] += 1
             self._attendance.on_pause(late_s, now)
+
+    def _do_what_is_due(self, now: float) -> None:
+        self._attendance.tick(now)
+        self._calls.tick(now)
+        self._draining.advance(now)
+        self._answers.tick(now)
+        if now >= self._beacon_at:
+            beacon = wire.Beacon(0, self.registry.epoch, self.registry.seq, self.registry.digest)
+            self._outbox.append((EVERYONE, beacon))
+            self._beacon_at = now + self.settings.heartbeat_s
+
+    def _earliest(self) -> float:
+        first = self._beacon_at
+        for at in (self._attendance.next_deadline(), self._calls.next_deadline(), self._answers.next_deadline()):
+            if at is not None and at < first:
+                first = at
+        return first
 
     def _publish(self) -> Outbox:
         """The fresh deltas in one message, or in a few when they are many."""

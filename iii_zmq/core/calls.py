@@ -18,7 +18,7 @@ from .. import errors, wire
 from ..errors import Fate
 from . import routes
 from .choice import Choice
-from .deadlines import Deadlines
+from .deadlines import Alarm, Deadlines
 from .queues import Queues
 from .registry import Provider, Registry
 from .routes import KEEP_BYTES_MAX, OPEN_CALLS_MAX, REMAINING_MS_MAX, Route
@@ -29,7 +29,7 @@ class Calls:
     """The table of routes."""
 
     def __init__(
-        self, registry: Registry, sessions: dict[str, Session], outbox: Outbox, counters: Counter[str]
+        self, registry: Registry, sessions: dict[str, Session], outbox: Outbox, counters: Counter[str], alarm: Alarm
     ) -> None:
         self._registry = registry
         self._sessions = sessions  # worker id -> session
@@ -39,7 +39,7 @@ class Calls:
         self._kept_bytes = 0
         self._queues = Queues(registry, sessions)
         self._choice = Choice(registry, sessions)
-        self._deadlines: Deadlines[Route] = Deadlines()
+        self._deadlines: Deadlines[Route] = Deadlines(alarm)
 
     # -- from callers --------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,10 @@ class Draining:
         """The session has ended, or gives up its rows."""
         self._sessions.pop(session, None)
 
+    def __bool__(self) -> bool:
+        """Whether anybody drains."""
+        return bool(self._sessions)
+
     def advance(self, now: float) -> None:
         """Does what has become possible."""
         for session in list(self._sessions):

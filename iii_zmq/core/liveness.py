@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .deadlines import Deadlines
+from .deadlines import Alarm, Deadlines
 from .session import Session, Settings
 
 PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one
@@ -28,10 +28,10 @@ Verdict = Literal["probe", "stalled", "died", "silent", "never_present"]
 class Liveness:
     """When to look at which session again, and what to think of it then."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, alarm: Alarm) -> None:
         self._ttl_s = settings.ttl_s
         self._stalled_s = settings.heartbeat_s * STALLED_AFTER
-        self._checks: Deadlines[Session] = Deadlines()
+        self._checks: Deadlines[Session] = Deadlines(alarm)
 
     def watch(self, session: Session, now: float) -> None:
         """Looks at the session at the right moments from now on."""
