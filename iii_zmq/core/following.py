@@ -33,6 +33,7 @@ class Following:
         self._counters = counters
         self._new_number = new_number
         self.awaited: int | None = None
+        self.parts = 0  # that were awaited and came, ever: whether there is progress
         self._broadcast: int | None = None  # the number that the parts of a broadcast have
         self._topics: tuple[bytes, ...] = ()  # subscribed for as long as the broadcast lasts
         self._asked = 0  # Syncs since the replica was last level
@@ -53,8 +54,7 @@ class Following:
 
     def begin(self, now: float) -> None:
         """The session is open: from here on the answer must make progress."""
-        if self.awaited is not None:
-            self.due = now + LATE_S
+        self.due = now + LATE_S
 
     def pause(self) -> None:
         """No session: nobody can be asked."""
@@ -80,6 +80,7 @@ class Following:
         if sender == BROKER:
             self._outbox.append((BROKER, wire.Received(part.number, part.index)))
         self.due = now + LATE_S
+        self.parts += 1
         if isinstance(part, wire.Snapshot):
             return self.replica.on_snapshot(part)
         changes = self.replica.on_replay(part)

@@ -141,6 +141,7 @@ class Outgoing:
         waiting, self._waiting = self._waiting, {}
         for number, one in waiting.items():
             self._end(number, f"{one.call.function_id}: {text}", "not_handed_over")
+        self.due = math.inf
 
     def tick(self, now: float) -> None:
         """Ends what has expired. Looks at every open call, but only when some deadline that was set has come."""

@@ -142,6 +142,11 @@ class WorkerCore:
         self._events.clear()
         return events
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Differs from what it was before whenever joining has come further: a large registry takes its time."""
+        return self.following.parts, self.replica.position.seq
+
     # -- from the facade -----------------------------------------------------------------------------------------------
 
     def connect(self, now: float) -> None:
