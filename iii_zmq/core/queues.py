@@ -55,10 +55,9 @@ class Queues:
         return list(self._queues.get(function_id, ()))
 
     def announce(self, function_id: str) -> None:
-        """All who offer the function now are to look at its queue, if it has one."""
-        if function_id in self._queues:
-            for offer in self._registry.providers.get(function_id, ()):
-                self._sessions[offer.worker_id].waiting[function_id] = None
+        """The function has a queue: all who offer it now are to look there."""
+        for offer in self._registry.providers.get(function_id, ()):
+            self._sessions[offer.worker_id].waiting[function_id] = None
 
     def first_for(self, provider: Session, may_have: Callable[[Session, Route], bool]) -> Route | None:
         """The earliest call in any queue that this provider may be handed."""

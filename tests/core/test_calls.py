@@ -239,6 +239,14 @@ def test_calls_above_the_credit_wait_and_follow_in_their_order() -> None:
     assert got == [bytes([number]) for number in range(5)]
 
 
+def test_a_failure_makes_room_as_a_result_does() -> None:
+    broker, a, _ = served("f", credit=1)
+    broker.send("a", a.call(1, "f"), a.call(2, "f"))
+    (call,) = broker.calls("p")
+    broker.send("p", wire.Failure(call.number, "handler_failed", "executed", "E", ""))
+    assert len(broker.calls("p")) == 1
+
+
 def test_calls_of_several_functions_keep_their_order_too() -> None:
     broker, a, _ = served("f", "g", credit=1)
     broker.send("a", *[a.call(number, "fg"[number % 2], payload=bytes([number])) for number in range(4)])
