@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,9 @@ Json = dict[str, Any]
 
 WIDTH_OF_PIPES = 10_000  # nothing is folded or cut where no terminal is
 NAMES_SHOWN_MAX = 3
+LAST_COLUMN_MIN = 12
+GAP = 2  # between columns
+FLAGS = ("exclusive", "idempotent", "internal")
 STATE_STYLES = {"ready": "green", "stalled": "bold yellow", "draining": "cyan"}
 
 # Counters that are zero while all is well, with what they say to people.
@@ -54,32 +59,43 @@ def console() -> Console:
 
 
 def print_functions(functions: Sequence[Json], position: Json) -> None:
-    table = _table("FUNCTION", "PROVIDERS", "FLAGS", "DESCRIPTION")
-    for function in functions:
-        flags = [name for name in ("exclusive", "idempotent", "internal") if function[name]]
-        description = Text(one_line(function["description"] or ""), style="dim")
-        table.add_row(_plain(function["id"], "bold"), _providers(function["providers"]), " ".join(flags), description)
-    _print(table, functions, count_of(functions, "function"), position)
+    rows = [
+        [
+            _plain(function["id"], "bold"),
+            _providers(function["providers"]),
+            Text(" ".join(name for name in FLAGS if function[name])),
+            Text(one_line(function["description"] or ""), style="dim"),
+        ]
+        for function in functions
+    ]
+    _print_list(("FUNCTION", "PROVIDERS", "FLAGS", "DESCRIPTION"), rows, count_of(functions, "function"), position)
 
 
 def print_workers(workers: Sequence[Json], position: Json) -> None:
-    table = _table("WORKER", "ID", "STATE", "HOST", "PID", "IN FLIGHT", "FUNCTIONS")
-    for worker in workers:
-        table.add_row(
-            _plain(worker["name"], "bold"), _plain(worker["id"]), _state(worker["state"]), _plain(worker["host"]),
-            str(worker["pid"]), str(worker["in_flight"]), _names(worker["functions"]),
-        )  # fmt: skip
-    _print(table, workers, f"{count_of(workers, 'worker')}{_troubled(workers)}", position)
+    rows = [
+        [
+            _plain(worker["name"], "bold"),
+            _plain(worker["id"]),
+            _state(worker["state"]),
+            _plain(worker["host"]),
+            Text(str(worker["pid"])),
+            Text(str(worker["in_flight"])),
+            _names(worker["functions"]),
+        ]
+        for worker in workers
+    ]
+    columns = ("WORKER", "ID", "STATE", "HOST", "PID", "IN FLIGHT", "FUNCTIONS")
+    _print_list(columns, rows, count_of(workers, "worker") + _troubled(workers), position)
 
 
 def print_function(function: Json) -> None:
-    flags = [name for name in ("exclusive", "idempotent", "internal") if function[name]]
+    flags = [name for name in FLAGS if function[name]]
     _print_fields(
         {
             "function": _plain(function["id"], "bold"),
             "description": _plain(function["description"] or "-"),
             "flags": _plain(", ".join(flags) or "-"),
-            "providers": Text("\n").join([_provider(one, with_id=True) for one in function["providers"]]),
+            "providers": Text("\n").join(map(_provider_with_id, function["providers"])),
             "request": _json(function["request_schema"]),
             "response": _json(function["response_schema"]),
             "metadata": _json(function["metadata"] or None),
@@ -130,21 +146,26 @@ def _state(state: str) -> Text:
 
 
 def _providers(providers: Sequence[Json]) -> Text:
-    shown = [_provider(one) for one in providers[:NAMES_SHOWN_MAX]]
-    if len(providers) > NAMES_SHOWN_MAX:
-        shown.append(Text(f"{len(providers) - NAMES_SHOWN_MAX} more"))
+    """Those alike are counted: `payments x4, payments (stalled)`."""
+    alike = Counter((one["worker_name"], one["state"], one["active"]) for one in providers)
+    shown = [_provider(*kind, count) for kind, count in list(alike.items())[:NAMES_SHOWN_MAX]]
+    if len(alike) > NAMES_SHOWN_MAX:
+        shown.append(Text("..."))
     return Text(", ").join(shown)
 
 
-def _provider(provider: Json, with_id: bool = False) -> Text:
+def _provider(name: str, state: str, active: bool, count: int = 1) -> Text:
     """The name, and in brackets what keeps it from being just that."""
-    name = f"{provider['worker_name']} {provider['worker_id']}" if with_id else provider["worker_name"]
-    shown = _plain(name)
-    if provider["state"] != "ready":
-        shown += Text(" (").append_text(_state(provider["state"])).append(")")
-    if not provider["active"]:
-        shown += Text(" (stand-by)", style="dim")
+    shown = _plain(f"{name} x{count}" if count > 1 else name)
+    if state != "ready":
+        shown.append(" (").append_text(_state(state)).append(")")
+    if not active:
+        shown.append(" (stand-by)", style="dim")
     return shown
+
+
+def _provider_with_id(provider: Json) -> Text:
+    return _provider(f"{provider['worker_name']} {provider['worker_id']}", provider["state"], provider["active"])
 
 
 def _names(names: Sequence[str]) -> Text:
@@ -182,21 +203,32 @@ def _troubled(workers: Sequence[Json]) -> str:
 # -- printing ----------------------------------------------------------------------------------------------------------
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        right = column in ("PID", "IN FLIGHT")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _print(table: Table, rows: Sequence[Json], count: str, position: Json) -> None:
-    """The table, and for people at a terminal a line that sums it up."""
+def _print_list(columns: Sequence[str], rows: Sequence[Sequence[Text]], count: str, position: Json) -> None:
+    """The rows under their headings, and for people at a terminal a line that sums it up."""
     out = console()
     if rows:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
+        for column in columns:
+            table.add_column(column, justify="right" if column in ("PID", "IN FLIGHT") else "left", no_wrap=True)
+        out.width = _fit(columns, rows, out.width)
+        for row in rows:
+            table.add_row(*row)
         put(out, table)
     if not rows or out.is_terminal:
         out.print(Text(f"{count} at position {position['epoch']}:{position['seq']}", style="dim"))
+
+
+def _fit(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> int:
+    """Cuts the last column to what is left of the width; returns the width that is then needed.
+
+    What people copy (names, ids) is never cut: a terminal too narrow for it breaks the lines.
+    """
+    widths = [max(cell_len(columns[at]), *[row[at].cell_len for row in rows]) for at in range(len(columns) - 1)]
+    used = sum(widths) + GAP * len(widths)
+    room = max(width - used, LAST_COLUMN_MIN)
+    for row in rows:
+        row[-1].truncate(room, overflow="ellipsis")
+    return max(width, used + room)
 
 
 def _print_fields(fields: dict[str, Text]) -> None:

@@ -308,10 +308,9 @@ def test_exit_5_when_all_are_busy(url: str) -> None:
     assert (done.error["error"], done.error["fate"]) == ("busy", "not_handed_over")
 
 
-@pytest.mark.parametrize("verb", [["status"], ["call", "a::b"], ["wait", "a::b"], ["watch"]])
+@pytest.mark.parametrize("verb", [["ping"], ["call", "a::b"], ["wait", "a::b"], ["watch"]])
 def test_exit_6_when_no_broker_answers(verb: list[str]) -> None:
-    timeout = ["--timeout", "0.3"] if verb[0] in ("call", "wait", "watch") else []
-    done = run(*verb, *timeout, "--url", NOBODY, "--json")
+    done = run(*verb, "--timeout", "0.3", "--url", NOBODY, "--json")
     assert done.code == 6
     assert NOBODY in done.error["message"]
 

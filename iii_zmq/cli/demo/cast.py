@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any
 
 END_S = 2.0  # what all children together get to end by themselves
+STATUS_S = 0.5  # a child whose stdout was closed is about to end
 STDERR_TAIL = 2000  # bytes of a child's stderr that are shown when it failed
 
 Report = dict[str, Any]
@@ -66,6 +67,10 @@ class Child:
 
     def failure(self) -> str:
         """What is to be said of a child that ended too early."""
+        try:
+            self.process.wait(STATUS_S)
+        except subprocess.TimeoutExpired:
+            pass
         size = os.fstat(self.stderr.fileno()).st_size
         text = os.pread(self.stderr.fileno(), STDERR_TAIL, max(0, size - STDERR_TAIL)).decode(errors="replace")
         return f"{self.title} ended too early (exit status {self.process.poll()}): {text.strip() or 'no word'}"
