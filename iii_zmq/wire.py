@@ -273,10 +273,15 @@ def decode_delta(data: bytes) -> Delta:
     seq, digest, reason, puts, drops = fields[:5]
     if not _is_list_of(puts, bytes) or len(digest) != DIGEST_BYTES or not 0 < seq <= INT_MAX:
         raise ProtocolError("a delta's seq, digest or puts are malformed")
-    for key in drops:
-        if type(key) is not list or len(key) != 2 or type(key[0]) is not str or type(key[1]) is not str:
-            raise ProtocolError("a delta drops [worker_id, function_id]")
-    return Delta(seq, digest, reason, tuple(puts), tuple([(key[0], key[1]) for key in drops]))
+    return Delta(seq, digest, reason, tuple(puts), tuple([_row_key_of(key) for key in drops]))
+
+
+def _row_key_of(key: Any) -> RowKey:
+    if type(key) is list and len(key) == 2:
+        worker_id, function_id = key
+        if type(worker_id) is str and type(function_id) is str:
+            return worker_id, function_id
+    raise ProtocolError("a delta drops [worker_id, function_id]")
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ nothing about positions: whoever applied the edits says where they lead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from .content import Content, Edit, read_worker
@@ -27,14 +25,6 @@ _ORDER = {
         (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
     )
 }
-_KINDS = {  # (is it a function's, was it there before, is it there now)
-    (False, False, True): WORKER_JOINED,
-    (False, True, True): WORKER_CHANGED,
-    (False, True, False): WORKER_LEFT,
-    (True, False, True): FUNCTION_ADDED,
-    (True, True, True): FUNCTION_CHANGED,
-    (True, True, False): FUNCTION_REMOVED,
-}
 
 
 class Position(NamedTuple):
@@ -44,8 +34,7 @@ class Position(NamedTuple):
     seq: int
 
 
-@dataclass(slots=True, frozen=True)
-class Change:
+class Change(NamedTuple):
     """One thing that became different in the registry; all that changed at once share their `seq`.
 
     A `function_*` change concerns one provider: the worker named here; `providers` is how many the function has now.
@@ -75,7 +64,7 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         """The change as `watch --json` prints it."""
-        return asdict(self)
+        return self._asdict()
 
 
 def reset_at(position: Position) -> Change:
@@ -83,27 +72,22 @@ def reset_at(position: Position) -> Change:
     return Change(RESET, None, None, None, None, *position, None)
 
 
-def changes_of(edits: Iterable[Edit], content: Content, position: Position, reason: str | None) -> list[Change]:
+def changes_of(edits: list[Edit], content: Content, position: Position, reason: str | None) -> list[Change]:
     """What the edits mean to users. `content` is that after them; `reason` says why rows went, if they did."""
-    edits = list(edits)
+    epoch, seq = position
     names = _Names(content, edits)
-    changes = [_change(edit, names, content, position, reason) for edit in edits]
-    changes.sort(key=lambda change: _ORDER[change.kind])
-    return changes
-
-
-def _change(edit: Edit, names: _Names, content: Content, position: Position, reason: str | None) -> Change:
-    (worker_id, function_id), before, after = edit
-    kind = _KINDS[bool(function_id), before is not None, after is not None]
-    return Change(
-        kind,
-        function_id or None,
-        worker_id,
-        names[worker_id],
-        reason if after is None else None,
-        *position,
-        content.holder_count(function_id) if function_id else None,
-    )
+    ranks: list[list[Change]] = [[] for _ in _ORDER]  # no sorting: a worker with many functions goes in many rows
+    for (worker_id, function_id), before, after in edits:
+        why = reason if after is None else None
+        if function_id:
+            kind = FUNCTION_REMOVED if after is None else FUNCTION_ADDED if before is None else FUNCTION_CHANGED
+            count = content.holder_count(function_id)
+            change = Change(kind, function_id, worker_id, names[worker_id], why, epoch, seq, count)
+        else:
+            kind = WORKER_LEFT if after is None else WORKER_JOINED if before is None else WORKER_CHANGED
+            change = Change(kind, None, worker_id, names[worker_id], why, epoch, seq, None)
+        ranks[_ORDER[kind]].append(change)
+    return [change for rank in ranks for change in rank]
 
 
 class _Names(dict[str, "str | None"]):
@@ -111,7 +95,9 @@ class _Names(dict[str, "str | None"]):
 
     def __init__(self, content: Content, edits: list[Edit]) -> None:
         self._content = content
-        self._dropped = {edit.key[0]: edit.before for edit in edits if not edit.key[1] and edit.after is None}
+        self._dropped = {
+            owner: before for (owner, function_id), before, after in edits if not function_id and after is None
+        }
 
     def __missing__(self, worker_id: str) -> str | None:
         row = self._content.get((worker_id, "")) or self._dropped.get(worker_id)

@@ -7,22 +7,17 @@ cyclic collector would have to visit. It knows nothing of positions, answers or 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
 
 from .. import wire
 from ..errors import ProtocolError
 from ..wire import ProviderRow, RowKey, WorkerRow
 
-
-class Edit(NamedTuple):
-    """What happens to one row. `before` is None for a new one, `after` for one that goes."""
-
-    key: RowKey
-    before: bytes | None
-    after: bytes | None
+Edit = tuple[RowKey, "bytes | None", "bytes | None"]
+"""What happens to one row: (key, before, after). `before` is None for a new one, `after` for one that goes."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,11 +58,12 @@ def read_offer(data: bytes) -> ProviderRow:
 class Content:
     """Rows by key. One thread writes; others may read at any time, and may then see a part of a change."""
 
-    __slots__ = ("_holders", "_ids", "_offers", "_workers", "total")
+    __slots__ = ("_holders", "_ids", "_offers", "_shares", "_workers", "total")
 
     def __init__(self) -> None:
         self.total = 0
         self._workers: dict[str, bytes] = {}  # worker id -> its row
+        self._shares: dict[str, int] = {}  # worker id -> the part of `total` that its rows make
         self._offers: dict[str, dict[str, bytes]] = {}  # worker id -> function id -> provider row; never an empty one
         # Function id -> its only provider's worker id, or several in the order in which they came. A dict for each of
         # 100,000 functions would cost as much again as all the rest.
@@ -130,14 +126,16 @@ class Content:
         Raises: ProtocolError for a malformed or a repeated row; the content is of no use then.
         """
         row_key, from_bytes, holders = wire.row_key, int.from_bytes, self._holders
-        previous, worker_id = None, ""
+        previous, worker_id, shares = None, "", self._shares
         offers: dict[str, bytes] = {}
         for row in rows:
             owner, function_id = row_key(row)
-            self.total += from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
+            share = from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
+            self.total += share
             if owner != previous:  # rows of one worker mostly come together
                 previous = owner
                 worker_id, offers = self._shelf(owner)
+            shares[worker_id] = shares.get(worker_id, 0) + share
             if function_id in offers or (not function_id and worker_id in self._workers):
                 raise ProtocolError(f"a snapshot has two rows of worker {worker_id!r:.100} {function_id!r:.250}")
             if not function_id:
@@ -153,47 +151,59 @@ class Content:
         In that case nothing is changed: the state before was checked once, and is better than one that never was.
         """
         edits = self._edits(step)
-        total = self.total
-        for _, before, after in edits:
-            total += (wire.row_hash(after) if after is not None else 0) - (
-                wire.row_hash(before) if before is not None else 0
-            )
+        shares = self._shares_after(edits)
+        total = self.total + sum(share - self._shares.get(owner, 0) for owner, share in shares.items())
         if wire.digest_bytes(total) != step.digest:
             return None
         self.total = total
-        for key, before, after in edits:
+        self._shares.update(shares)
+        for key, _, after in edits:
             if after is None:
                 self._drop(key)
             else:
-                self._put(key, after, before is None)
+                self._put(key, after)
         return edits
 
     def edits_to(self, other: Content) -> list[Edit]:
         """What turns this content into the other one."""
-        gone = [Edit(key, row, None) for key, row in self.items() if other.get(key) is None]
-        come = [Edit(key, self.get(key), row) for key, row in other.items()]
-        return gone + [edit for edit in come if edit.before != edit.after]
+        edits: list[Edit] = [(key, row, None) for key, row in self.items() if other.get(key) is None]
+        edits += [(key, self.get(key), row) for key, row in other.items() if self.get(key) != row]
+        return edits
 
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _edits(self, step: Step) -> list[Edit]:
-        gone = [Edit(key, self.get(key), None) for key in dict.fromkeys(step.drops)]
-        come = [Edit(key, self.get(key), row) for key, row in step.puts.items()]
-        return [edit for edit in gone + come if edit.before != edit.after]
+        edits: list[Edit] = [(key, self.get(key), None) for key in dict.fromkeys(step.drops)]
+        edits += [(key, self.get(key), row) for key, row in step.puts.items()]
+        return [edit for edit in edits if edit[1] != edit[2]]
+
+    def _shares_after(self, edits: list[Edit]) -> dict[str, int]:
+        """What the workers that the edits concern will have in `total`. Who goes as a whole is not hashed again."""
+        going = Counter([owner for (owner, _), _, after in edits if after is None])
+        whole = {owner for owner, count in going.items() if count == self._row_count(owner)}
+        shares = {owner: 0 if owner in whole else self._shares.get(owner, 0) for (owner, _), _, _ in edits}
+        for (owner, _), before, after in edits:
+            if before is not None and owner not in whole:
+                shares[owner] -= wire.row_hash(before)
+            if after is not None:
+                shares[owner] += wire.row_hash(after)
+        return shares
+
+    def _row_count(self, worker_id: str) -> int:
+        return len(self._offers.get(worker_id, ())) + (worker_id in self._workers)
 
     def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
         """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
         worker_id = self._ids.setdefault(worker_id, worker_id)
         return worker_id, self._offers.setdefault(worker_id, {})
 
-    def _put(self, key: RowKey, row: bytes, is_new: bool) -> None:
+    def _put(self, key: RowKey, row: bytes) -> None:
         worker_id, offers = self._shelf(key[0])
-        if not key[1]:
-            self._workers[worker_id] = row
-            return
-        offers[key[1]] = row
-        if is_new:
+        if key[1]:
+            offers[key[1]] = row
             self._add_holder(key[1], worker_id)
+        else:
+            self._workers[worker_id] = row
 
     def _drop(self, key: RowKey) -> None:
         worker_id, function_id = key
@@ -204,16 +214,15 @@ class Content:
         else:
             del self._workers[worker_id]
         if not offers and worker_id not in self._workers:
-            del self._offers[worker_id], self._ids[worker_id]
+            del self._offers[worker_id], self._ids[worker_id], self._shares[worker_id]
 
     def _add_holder(self, function_id: str, worker_id: str) -> None:
-        holder = self._holders.get(function_id)
-        if holder is None:
-            self._holders[function_id] = worker_id
-        elif isinstance(holder, str):
-            self._holders[function_id] = {holder: None, worker_id: None}
-        else:
+        """It may be one already."""
+        holder = self._holders.setdefault(function_id, worker_id)
+        if isinstance(holder, dict):
             holder[worker_id] = None
+        elif holder != worker_id:
+            self._holders[function_id] = {holder: None, worker_id: None}
 
     def _drop_holder(self, function_id: str, worker_id: str) -> None:
         holder = self._holders[function_id]

@@ -64,6 +64,29 @@ class _Answer:
     def is_called(self, number: int) -> bool:
         return number in (self.number, self.broadcast)
 
+    def add_rows(self, part: wire.Snapshot) -> Content | None:
+        """All rows, once the last part has brought the last ones. Raises: ProtocolError."""
+        if self.rows_done:
+            raise ProtocolError("rows after the last row of an answer")
+        if self.staged is None:
+            self.staged, self.has_rows = Content(), True
+            self.at, self.digest = Position(part.epoch, part.seq), part.digest
+        elif (part.epoch, part.seq, part.digest) != (*self.at, self.digest):
+            raise ProtocolError(f"a part of snapshot {part.epoch:.100}:{part.seq} in that of {self.at}")
+        self.staged.load(part.rows)
+        self.rows_done = part.last
+        return self.staged if part.last else None
+
+    def read_deltas(self, part: wire.Replay, position: Position) -> list[Step]:
+        """The deltas in the part, for a replica at `position`. Raises: ProtocolError."""
+        if self.has_rows and not self.rows_done:
+            raise ProtocolError("deltas before the last row of a snapshot")
+        epoch = (self.at if self.has_rows else position).epoch
+        if part.epoch != epoch:
+            raise ProtocolError(f"deltas of epoch {part.epoch!r:.100} where {epoch!r:.100} is expected")
+        self.rows_done = True
+        return [read_step(data) for data in part.deltas]
+
 
 class Replica:
     """The registry as far as this worker knows it. Each `on_` returns the changes that users are to hear of, in order.
@@ -189,11 +212,11 @@ class Replica:
         if answer is None:
             return []
         try:
-            changes = self._on_rows(answer, part)
+            staged = answer.add_rows(part)
         except ProtocolError:
             self._break_off()
             raise
-        return self._audible(changes)
+        return [] if staged is None else self._audible(self._on_all_rows(answer, staged))
 
     def on_replay(self, part: wire.Replay) -> list[Change]:
         """Raises: ProtocolError; the answer has then ended without a result, none of the part's deltas applied."""
@@ -201,7 +224,7 @@ class Replica:
         if answer is None:
             return []
         try:
-            steps = self._read_replay(answer, part)
+            steps = answer.read_deltas(part, self._position)
         except ProtocolError:
             self._break_off()
             raise
@@ -219,22 +242,11 @@ class Replica:
         answer.next_index += 1
         return answer
 
-    def _on_rows(self, answer: _Answer, part: wire.Snapshot) -> list[Change]:
-        if answer.rows_done:
-            raise ProtocolError("rows after the last row of an answer")
-        if answer.staged is None:
-            answer.staged, answer.has_rows = Content(), True
-            answer.at, answer.digest = Position(part.epoch, part.seq), part.digest
-        elif (part.epoch, part.seq, part.digest) != (*answer.at, answer.digest):
-            raise ProtocolError(f"a part of snapshot {part.epoch}:{part.seq} in one of {answer.at}")
-        answer.staged.load(part.rows)
-        answer.rows_done = part.last
-        if not part.last:
-            return []
-        if answer.staged.digest != answer.digest:
-            self._mismatch()
-            return []
-        return self._put_in_place(answer, answer.staged)
+    def _on_all_rows(self, answer: _Answer, staged: Content) -> list[Change]:
+        if staged.digest == answer.digest:
+            return self._put_in_place(answer, staged)
+        self._mismatch()
+        return []
 
     def _put_in_place(self, answer: _Answer, staged: Content) -> list[Change]:
         """Shows the staged content, unless it is older than what is shown: then the deltas to come bring it nearer."""
@@ -249,15 +261,6 @@ class Replica:
         if not self._was_complete:  # nobody hears of it, so that nothing is compared
             return []
         return [reset_at(at), *changes_of(before.edits_to(staged), staged, at, None)]
-
-    def _read_replay(self, answer: _Answer, part: wire.Replay) -> list[Step]:
-        if answer.has_rows and not answer.rows_done:
-            raise ProtocolError("deltas before the last row of a snapshot")
-        at = answer.at if answer.has_rows else self._position
-        if part.epoch != at.epoch:
-            raise ProtocolError(f"deltas of epoch {part.epoch!r:.100} where {at.epoch!r:.100} is expected")
-        answer.rows_done = True
-        return [read_step(data) for data in part.deltas]
 
     def _on_missed(self, answer: _Answer, steps: list[Step], is_last: bool) -> list[Change]:
         changes = []

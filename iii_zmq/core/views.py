@@ -7,6 +7,7 @@ may see a part of a change that is being applied: who needs whole changes reads 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -115,11 +116,13 @@ class LiveMapping(Mapping[str, _V]):
             if value is not None:
                 yield key, value
 
+    @abstractmethod
     def _keys(self, content: Content) -> list[str]:
-        raise NotImplementedError
+        """A copy of all ids."""
 
+    @abstractmethod
     def _look(self, content: Content, key: str) -> _V | None:
-        raise NotImplementedError
+        """What is there under this id now, None when nothing is."""
 
 
 class Functions(LiveMapping[Function]):

@@ -182,6 +182,12 @@ class Driver:
         self._waiters[number] = slot
         self.link.flush()
         try:
+            if not self._events and _clock() < self._alone_until:
+                answer = self.link.answer_alone(number)
+                if answer is not None:
+                    del self._waiters[number]
+                    return answer
+                self._fetch_events()
             while slot.outcome is None:
                 self.turn()
         except BaseException:
@@ -307,7 +313,11 @@ class Driver:
             return core.membership.state == CONNECTED or self.refused is not None or (is_over is not None and is_over())
 
         self.do(ask)
-        if not self.wait(is_settled, timeout):
+        progress = core.progress
+        while not self.wait(is_settled, timeout):
+            if core.progress != progress:
+                progress = core.progress
+                continue
             trouble = f": {core.membership.trouble}" if core.membership.trouble else ""
             spent = f"{_clock() - began:.1f} s"
             raise errors.BrokerUnreachable(f"no broker at {core.profile.url} within {spent}{trouble}")
@@ -346,9 +356,13 @@ class Driver:
 
     # -- for the keeper ------------------------------------------------------------------------------------------------
 
+    def look_s(self) -> float:
+        """How often to look in."""
+        return keeper.LOOK_S if self.serving else self.core.membership.heartbeat_s / 2
+
     def look_in(self) -> None:
         """Drives for a moment, unless somebody does or just did."""
-        if not self.serving and _clock() - self.pumped_at >= keeper.LOOK_S / 2:
+        if not self.serving and _clock() - self.pumped_at >= self.look_s() / 2:
             self.look()
 
     def forked(self) -> None:
@@ -582,7 +596,10 @@ class Driver:
             outcome = self._handlers.run_here(run)
         finally:
             self._depth -= 1
-        hand_back(self.core.incoming, run, outcome)
+        if type(outcome) is bytes:
+            self.core.incoming.finish(run, outcome)
+        else:
+            hand_back(self.core.incoming, run, outcome)
         self.link.flush()
         if self._events and _clock() - self.pumped_at > PUMP_S:
             self.pumped_at = _clock()

@@ -27,6 +27,7 @@ from ..core.signals import (
     StateChanged,
 )
 from ..core.worker import WorkerCore
+from . import keeper
 from .face import Handler, running, unpack_result
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_outcome, raised
 from .link import Link, zmq_poll
@@ -94,7 +95,11 @@ class Loop:
         ticket = core.offers.register(self._handlers.entries) if self._handlers.entries else None
         core.connect(began)
         self.turn_soon()
-        if not await self.wait(lambda: core.membership.state == CONNECTED or self.refused is not None, timeout):
+        progress = core.progress
+        while not await self.wait(lambda: core.membership.state == CONNECTED or self.refused is not None, timeout):
+            if core.progress != progress:
+                progress = core.progress
+                continue
             trouble = f": {core.membership.trouble}" if core.membership.trouble else ""
             raise errors.BrokerUnreachable(f"no broker at {core.profile.url} within {_clock() - began:.1f} s{trouble}")
         if self.refused is not None:
@@ -150,6 +155,10 @@ class Loop:
             self._pool.close()
 
     # -- for the keeper ------------------------------------------------------------------------------------------------
+
+    def look_s(self) -> float:
+        """No need for more."""
+        return keeper.LOOK_S
 
     def look_in(self) -> None:
         """The loop does that."""

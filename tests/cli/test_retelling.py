@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,7 +73,7 @@ def _named(changes: list[Change], present: Rows) -> list[Change]:
     """Names are known of who is there at present, and of whoever joined or changed in the stretch."""
     known = {worker_id for worker_id, _ in present}
     known |= {change.worker_id for change in changes if change.kind in ("worker_joined", "worker_changed")}
-    return [change if change.worker_id in known else replace(change, worker_name=None) for change in changes]
+    return [change if change.worker_id in known else change._replace(worker_name=None) for change in changes]
 
 
 def _listen(truth: Truth, data: st.DataObject) -> list[Change]:

@@ -32,7 +32,7 @@ def digest_of(rows: Iterable[bytes]) -> bytes:
 
 
 class Truth:
-    """The registry of one epoch, with all its past: `past[seq]` is the content at `seq`, `deltas[seq]` what led there."""
+    """The registry of one epoch and its past: `past[seq]` is the content at `seq`, `deltas[seq]` what led there."""
 
     def __init__(self, epoch: str = "e") -> None:
         self.epoch = epoch
