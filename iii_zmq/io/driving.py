@@ -455,9 +455,8 @@ class Driver:
         """Waits until something is to be done, for at most `wait_s`, and does it."""
         link = self.link
         events = self._events
-        if not events:
-            if wait_s is not None or _clock() > self._alone_until or not link.pump_alone():
-                self._poll(wait_s)
+        if not events and (wait_s is not None or _clock() > self._alone_until or not link.pump_alone()):
+            self._poll(wait_s)
         if self._notes:
             self._read_notes()
         events.extend(link.core.take_events())

@@ -98,7 +98,12 @@ class Handlers:
             return NOT_STARTED
         token = running.set(run)
         try:
-            return pack_outcome(run, handler(wire.unpack(run.payload)))
+            value = handler(wire.unpack(run.payload))
+            try:
+                packed = wire.pack(value)
+            except Exception:
+                return pack_outcome(run, value)  # says what is wrong with it
+            return packed if len(packed) <= wire.INLINE_BYTES_MAX else pack_outcome(run, value)
         except Exception as error:
             return raised(run, error)
         finally:

@@ -16,13 +16,15 @@ from typing import Protocol
 
 log = logging.getLogger("iii_zmq.worker")
 
-LOOK_S = 0.25  # half of the default heartbeat
+LOOK_S = 0.25  # between two looks: half of the default heartbeat, and less where heartbeats are more frequent
+LOOK_MIN_S = 0.02
 EXIT_S = 1.0  # for all workers together, when the interpreter ends
 
 
 class Kept(Protocol):
     """What the keeper needs of a worker."""
 
+    def look_s(self) -> float: ...
     def look_in(self) -> None: ...
     def forked(self) -> None: ...
     def end_quickly(self, until: float) -> None: ...
@@ -50,7 +52,7 @@ def drop(worker: Kept) -> None:
 
 def _look_in_on_all() -> None:
     while True:
-        time.sleep(LOOK_S)
+        time.sleep(max(LOOK_MIN_S, min([LOOK_S, *[worker.look_s() for worker in list(_workers)]])))
         for worker in list(_workers):
             try:
                 worker.look_in()

@@ -57,6 +57,8 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
 _RCVMORE = int(zmq.RCVMORE)
+_RESULT = wire.encode(wire.Result(0, b"\xc0"))[0][:8]  # how every frame with a small result begins
+_RESULT_BYTES = wire.PREFIX.size + 1  # prefix and empty header
 _MONITOR_EVENT = struct.Struct("=HI")
 _SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
 _FAILURES = {
@@ -122,6 +124,24 @@ class Link:
         if due is not None and now >= due:
             core.tick(now)
 
+    def answer_alone(self, number: int) -> bytes | None:
+        """As `pump_alone`, for who waits for the Result of call `number`: its payload, past core and events.
+
+        None when something else came (the core has it then), or nothing.
+        """
+        dealer = self._dealer
+        if dealer is None:
+            return None
+        try:
+            frame = dealer.recv(0)
+        except zmq.Again:
+            return None
+        is_answer = frame[:8] == _RESULT and int.from_bytes(frame[8:16], "big") == number and len(frame) > _RESULT_BYTES
+        if is_answer and self.core.outgoing.pop_answered(number):
+            return frame[_RESULT_BYTES:]
+        self._receive(dealer, frame)
+        return None
+
     def pump_alone(self) -> bool:
         """Waits up to ALONE_MS for one message of the control socket; whether one came. Nothing else is looked at.
 
@@ -135,6 +155,10 @@ class Link:
             frame = dealer.recv(0)
         except zmq.Again:
             return False
+        self._receive(dealer, frame)
+        return True
+
+    def _receive(self, dealer: Socket, frame: bytes) -> None:
         now = time.monotonic()
         try:
             message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
@@ -142,7 +166,6 @@ class Link:
             self._read_odd(dealer, frame, error, now)
         else:
             self.core.receive(BROKER, message, now)
-        return True
 
     def flush(self) -> bool:
         """Sends and does what the core wants, in order; whether there was anything."""
