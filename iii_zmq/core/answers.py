@@ -170,7 +170,7 @@ class Answers:
     def _is_crowded(self) -> bool:
         if len(self._snapshots) + len(self._invited) < BROADCAST_FROM:
             return False
-        return self._registry.image().bytes_total >= BROADCAST_BYTES_MIN
+        return self._registry.rows_bytes >= BROADCAST_BYTES_MIN
 
     def _invite(self, session: Session, number: int, now: float) -> None:
         if self._gather_until is None:

@@ -17,6 +17,7 @@ class History:
 
     def __init__(self, deltas_max: int, bytes_max: int) -> None:
         self.seq = 0  # of the latest delta
+        self.bytes_ever = 0  # recorded; the difference of two moments is what replaying between them costs
         self._deltas: deque[bytes] = deque()
         self._deltas_max = deltas_max
         self._bytes = 0
@@ -29,6 +30,7 @@ class History:
         self._fresh.append(delta)
         self._deltas.append(delta)
         self._bytes += len(delta)
+        self.bytes_ever += len(delta)
         while len(self._deltas) > self._deltas_max or self._bytes > self._bytes_max:
             self._bytes -= len(self._deltas.popleft())
 

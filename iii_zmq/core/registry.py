@@ -16,7 +16,8 @@ from .history import HISTORY_BYTES_MAX, HISTORY_MAX, History
 
 FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
 CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # rows in all: entries near their own limit would need few rows to fill memory
-IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew
+IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew,
+IMAGE_AGE_SHARE = 8  # and one for which the deltas since have more bytes than this part of the content
 
 _FITNESS = {wire.READY: 0, wire.STALLED: 1, wire.DRAINING: 2}  # to be promoted; the least comes first
 
@@ -39,7 +40,7 @@ class Image:
     seq: int
     digest: bytes
     rows: list[bytes]
-    bytes_total: int
+    recorded: int  # `history.bytes_ever` then
 
 
 @dataclass(slots=True)
@@ -167,9 +168,14 @@ class Registry:
     def image(self) -> Image:
         """A snapshot of now or of a little while ago: `history.since(image.seq)` is held and short."""
         cached = self._image
-        if cached is None or self.seq - cached.seq > self._image_age_max() or not self.history.holds(cached.seq):
-            cached = self._image = Image(self.seq, self.digest, list(self._rows.values()), self._rows_bytes)
+        if cached is None or self._is_outdated(cached):
+            cached = self._image = Image(self.seq, self.digest, list(self._rows.values()), self.history.bytes_ever)
         return cached
+
+    @property
+    def rows_bytes(self) -> int:
+        """The content's size."""
+        return self._rows_bytes
 
     def functions_digest(self, worker_id: str) -> bytes:
         """What a worker that still offers exactly its rows here puts into its Hello."""
@@ -177,9 +183,11 @@ class Registry:
 
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _image_age_max(self) -> int:
-        """Small registries are cheap to copy: replaying more deltas than there are rows would be the longer way."""
-        return min(IMAGE_DELTAS_MAX, len(self._rows) // 8)
+    def _is_outdated(self, image: Image) -> bool:
+        """Whether replaying what came since would be the longer way; copying a small content costs next to nothing."""
+        replayed = self.history.bytes_ever - image.recorded
+        too_many = self.seq - image.seq > IMAGE_DELTAS_MAX or not self.history.holds(image.seq)
+        return too_many or replayed > self._rows_bytes // IMAGE_AGE_SHARE
 
     def _refusal(self, worker_id: str, entry: FunctionEntry, data: bytes) -> tuple[str, str] | None:
         providers = self.providers.get(entry.id, ())

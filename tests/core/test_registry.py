@@ -270,13 +270,22 @@ def test_a_delta_larger_than_the_history_is_published_all_the_same() -> None:
 
 
 def test_an_image_is_shared_while_it_is_young_and_its_deltas_are_held() -> None:
-    registry = joined(*[f"w{at}" for at in range(16)])
+    registry = joined(*[f"w{at}" for at in range(40)])
     first = registry.image()
     registry.join(row("a"))
     registry.join(row("b"))
-    assert registry.image() is first  # two deltas for sixteen rows
-    registry.join(row("c"))
-    assert (registry.image().seq, len(registry.image().rows)) == (19, 19)
+    assert registry.image() is first  # two deltas for forty rows
+    for at in range(4):
+        registry.join(row(f"x{at}"))
+    assert (registry.image().seq, len(registry.image().rows)) == (46, 46)
+
+
+def test_an_image_from_before_a_big_batch_is_made_anew() -> None:
+    """Ten batches made a registry of 10,000 functions, and joiners got an empty image and ten huge deltas."""
+    registry = joined("a", *[f"w{at}" for at in range(40)])
+    registry.image()
+    register(registry, "a", *[f"f{at}" for at in range(100)])
+    assert (registry.image().seq, len(registry.image().rows)) == (registry.seq, 141)
 
 
 def test_an_image_whose_deltas_are_gone_is_made_anew() -> None:
@@ -287,14 +296,14 @@ def test_an_image_whose_deltas_are_gone_is_made_anew() -> None:
     assert registry.image().seq == 18
 
 
-def test_an_image_tells_its_rows_bytes_and_digest() -> None:
+def test_an_image_tells_its_rows_and_digest() -> None:
     registry = joined("a", "b")
     register(registry, "a", "f")
     registry.set_state("b", wire.STALLED)
     registry.leave("a", "died")
     image = registry.image()
     assert image.rows == [wire.encode_row(row("b", wire.STALLED))]
-    assert (image.bytes_total, image.digest) == (len(image.rows[0]), digest_of_rows(registry))
+    assert (registry.rows_bytes, image.digest) == (len(image.rows[0]), digest_of_rows(registry))
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
