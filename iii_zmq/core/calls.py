@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .. import errors, wire
 from ..errors import Fate
@@ -222,7 +223,8 @@ class Calls:
         offers = self._choice.offers(route) if route.call is not None else ()
         if not offers:
             return False
-        route.provider = None
+        assert route.call is not None
+        route.provider, route.call = None, replace(route.call)  # the other one may not have left the outbox yet
         self._counters["calls_rerouted"] += 1
         self._place_among(offers, route, now)
         return True

@@ -93,6 +93,7 @@ class Offers:
         for ticket in self._tickets.values():
             refused = {name for name, _, _ in ticket.refusals}
             ticket.open = {name: entry for name, entry in ticket.items.items() if name not in refused}
+            ticket.epoch, ticket.seq = "", 0  # where it was visible may be another broker's: level is enough
         self._send([(name, entry) for name, entry in self.wanted.items() if self._held.get(name) != entry])
         self._send([(name, None) for name in self._held if name not in self.wanted])
         self._drop_answered()
@@ -108,7 +109,7 @@ class Offers:
         if batch is None:
             return False
         refused = {index: (code, text) for index, code, text in ack.refusals}
-        self._take_answer(batch, refused, (ack.epoch, ack.seq))
+        self._take_answer(ack.number, batch, refused, (ack.epoch, ack.seq))
         return True
 
     def on_refuse(self, refuse: wire.Refuse) -> bool:
@@ -117,7 +118,7 @@ class Offers:
         if batch is None:
             return False
         refused = dict.fromkeys(range(len(batch.items)), (refuse.code, refuse.text))
-        self._take_answer(batch, refused, ("", 0))
+        self._take_answer(refuse.number, batch, refused, ("", 0))
         return True
 
     def settle(self, position: Position, level: bool) -> None:
@@ -154,44 +155,57 @@ class Offers:
             for name in [name for name in ticket.open if self._held.get(name) == self.wanted.get(name)]:
                 del ticket.open[name]
 
-    def _take_answer(self, batch: _Batch, refused: dict[int, tuple[str, str]], at: tuple[str, int]) -> None:
+    # Numbers of tickets and batches grow together: a batch answers only the tickets that were there when it was sent.
+    # Entries can't tell that: in "unregister, register, unregister" the first answer looks like the third one's.
+
+    def _take_answer(
+        self, number: int, batch: _Batch, refused: dict[int, tuple[str, str]], at: tuple[str, int]
+    ) -> None:
         homeless: list[Refusal] = []
         for index, (name, entry) in enumerate(batch.items):
             refusal = None if entry is None else refused.get(index)
             if refusal is not None:
-                if not self._refuse_tickets(name, entry, (name, *refusal)):
+                if not self._refuse_tickets(number, name, entry, (name, *refusal)):
                     homeless.append((name, *refusal))
                 continue
             if entry is None:
                 self._held.pop(name, None)
             else:
                 self._held[name] = entry
-            self._answer_tickets(name, entry, at)
+            self._answer_tickets(number, name, entry, at)
         if homeless:
             self._events.append(NotOffered(homeless))
 
-    def _answer_tickets(self, name: str, entry: bytes | None, at: tuple[str, int]) -> None:
+    def _answer_tickets(self, number: int, name: str, entry: bytes | None, at: tuple[str, int]) -> None:
         """This answer also ends whoever waits for an earlier version, if it is for the one wanted now."""
-        latest = self.wanted.get(name) == entry
-        for ticket in self._tickets.values():
-            if name in ticket.open and (latest or ticket.open[name] == entry):
-                del ticket.open[name]
-                ticket.epoch, ticket.seq = at
+        for ticket in self._tickets_before(number, name, entry):
+            del ticket.open[name]
+            ticket.epoch, ticket.seq = at
 
-    def _refuse_tickets(self, name: str, entry: bytes | None, refusal: Refusal) -> bool:
+    def _refuse_tickets(self, number: int, name: str, entry: bytes | None, refusal: Refusal) -> bool:
         """Whether somebody waits for this one. If so it is wanted no longer; else the next session tries again."""
-        latest = self.wanted.get(name) == entry
-        waiting = [
-            ticket
-            for ticket in self._tickets.values()
-            if name in ticket.open and (latest or ticket.open[name] == entry)
-        ]
+        is_latest = self._is_latest(number, name, entry)
+        waiting = self._tickets_before(number, name, entry)
         for ticket in waiting:
             del ticket.open[name]
             ticket.refusals.append(refusal)
-        if waiting and latest:
+        if waiting and is_latest:
             self._want_what_is_held(name)
         return bool(waiting)
+
+    def _tickets_before(self, number: int, name: str, entry: bytes | None) -> list[_Ticket]:
+        """The tickets that the answer to batch `number` ends for this function."""
+        is_latest = self._is_latest(number, name, entry)
+        return [
+            ticket
+            for asked, ticket in self._tickets.items()
+            if asked < number and name in ticket.open and (is_latest or ticket.open[name] == entry)
+        ]
+
+    def _is_latest(self, number: int, name: str, entry: bytes | None) -> bool:
+        """Whether nothing else was asked of this function since the batch was sent."""
+        later = any(asked > number and name in ticket.open for asked, ticket in self._tickets.items())
+        return not later and self.wanted.get(name) == entry
 
     def _want_what_is_held(self, name: str) -> None:
         held = self._held.get(name)

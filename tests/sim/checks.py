@@ -206,10 +206,13 @@ class ReplicaCheck:
         self._looks += 1
         if position != self._position or (not self._is_loaded and replica.complete):
             self._move(position)
+        was_corrupt = self.is_corrupt
         if self._is_loaded:
             self._compare(told)
         for changes in told:
             self._hear(changes.changes)
+        if was_corrupt and self._told is not None:
+            self._told = position  # a delta that only did what was done to the replica already tells nothing
         if self._told is None:
             if replica.complete:
                 self._told, self._keys = position, dict.fromkeys(self._rows)
@@ -592,8 +595,9 @@ class RouteCheck:
         return peer, self._workers.get(peer, "")
 
     def _is_here(self, at: _At) -> bool:
+        """A session that is held has lost its calls."""
         session = self._core.session_of(at[1])
-        return session is not None and session.peer == at[0]
+        return session is not None and session.peer == at[0] and session.held_until is None
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------
@@ -679,7 +683,10 @@ class Checks:
     def _check_hold(self, delta: wire.Delta) -> None:
         is_early = self._clock.now < self._held_until and any(key[0] in self._held for key in delta.drops)
         is_verdict = delta.reason in ("died", "silent")
-        require(not is_early or not is_verdict, f"delta {delta.seq} ({delta.reason}) right after the broker itself had slept")
+        require(
+            not is_early or not is_verdict,
+            f"delta {delta.seq} ({delta.reason}) right after the broker itself had slept",
+        )
 
     def on_broker_sends(self, core: BrokerCore, peer: bytes, message: wire.Message, now: float) -> None:
         assert self._answers is not None

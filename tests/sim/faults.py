@@ -71,6 +71,7 @@ class Faults:
         if worker is None:
             return
         is_calm = self._is_calm(worker)
+        self._disturb(worker)
         self._cluster.end_worker(worker, is_killed=True)
         if is_calm:
             self._expect_gone(worker, PROMPT_S, "was killed")

@@ -3,16 +3,16 @@
     worker's socket --connect--> Connection --up: pings, messages, subscriptions--> broker's ROUTER or XPUB
                                             <--down: pongs, messages--
 
-Each direction of a connection is first in, first out, with a random delay. What libzmq does by itself is done here by
-`Host`, the I/O thread of a process: it runs while the process's Python is stuck, and sleeps while the process is stopped.
+Each direction of a connection is first in, first out, with a random delay. What libzmq does by itself is done by the
+`Host`, as the I/O thread of a process: it runs while the process's Python is stuck, and sleeps while it is stopped.
 
-    heartbeats      workers send PINGs with a TTL; any frame cancels the timer that a PING set (so a connection that falls
-                    silent while it is busy is never cut), and a worker cuts a connection without any answer
-    a cut network   holds what is sent, as TCP does, and delivers it late; the broker's TCP_MAXRT ends a connection that
-                    holds something for too long; a closed end answers with a reset
-    reconnecting    sockets connect anew by themselves; a SUB subscribes again only when Python touches it, in byte order
-    ROUTER          what arrived stays readable after its connection is gone; a send to a peer that has gone fails, and
-                    may still "succeed" for some milliseconds
+    heartbeats      workers send PINGs with a TTL; any frame cancels the timer that a PING set (so a connection that
+                    falls silent while it is busy is never cut), and a worker cuts a connection without any answer
+    a cut network   holds what is sent, as TCP does, and delivers it late; the broker's TCP_MAXRT ends a connection
+                    that holds something for too long; a closed end answers with a reset
+    reconnecting    sockets connect anew by themselves; a SUB subscribes again when Python touches it, in byte order
+    ROUTER          what arrived stays readable after its connection is gone; a send to a peer that has gone fails,
+                    and may still "succeed" for some milliseconds
     XPUB            tells a topic's first subscription and the last unsubscription, nothing in between
 """
 
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from random import Random
 
 from iii_zmq.core.signals import Connected, Disconnected, Happening, StreamConnected, StreamDisconnected
+from iii_zmq.wire import Buffer
 
 from .clock import Action, Clock, Timer
 from .trace import Trace
 
-Frames = tuple[bytes, bytes | None]
+Frames = tuple[bytes, Buffer | None]
 """A message: its first frame, and the payload where that travels as a second one."""
 
 PING, PONG, DATA, SUBSCRIBE, UNSUBSCRIBE, READY, END = "ping", "pong", "data", "sub", "unsub", "ready", "end"
@@ -529,7 +530,7 @@ class Listener(Host):
         self._unnoticed.clear()
 
     def send(self, peer: bytes, frames: Frames) -> str:
-        """"" when it is on its way (or seems so), else "gone" or "full"."""
+        """ "" when it is on its way (or seems so), else "gone" or "full"."""
         connection = self.peers.get(peer)
         if connection is None:
             until = self._unnoticed.get(peer)

@@ -1,10 +1,11 @@
 """One simulated run: a climate and a life chosen by the seed, then peace, in which everything must come right.
 
-    Simulation(seed).run()      raises Violation, with the seed and the last events in its text
+Simulation(seed).run()      raises Violation, with the seed and the last events in its text
 """
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 
 from iii_zmq import wire
@@ -245,7 +246,7 @@ class Simulation:
                 caller = self.rng.choice(workers)
                 is_exclusive = wire.decode_entry(entry).exclusive
                 target = "" if is_exclusive else welcome.worker_id
-                caller.soon(lambda user=self.users[caller.name], one=function_id, at=target: self._ask(asked, user, one, at))
+                caller.soon(partial(self._ask, asked, self.users[caller.name], function_id, target))
         self.cluster.clock.run_for(CALL_MAX_S)
         for one in asked:
             require(one.outcome == "result", f"{one} at {one.target or 'any'}: {one.outcome or 'no outcome'} in peace")
