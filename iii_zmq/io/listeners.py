@@ -81,11 +81,12 @@ class Listeners:
     def tell_changes(self, changes: list[Change]) -> None:
         for buffer in list(self._buffers):
             buffer.put(changes)
-        if not self._on_change:
+        listeners = tuple(self._on_change)
+        if not listeners:
             return
         for change in changes:
-            for pattern, callback in list(self._on_change):
-                if matches(pattern, change):
+            for pattern, callback in listeners:
+                if pattern == "*" or matches(pattern, change):
                     self._run(callback, change)
 
     def tell_state(self, state: str) -> None:
