@@ -143,9 +143,9 @@ class WorkerCore:
         return events
 
     @property
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[bool, int, int]:
         """Differs from what it was before whenever joining has come further: a large registry takes its time."""
-        return self.following.parts, self.replica.position.seq
+        return self.membership.welcome is not None, self.following.parts, self.replica.position.seq
 
     # -- from the facade -----------------------------------------------------------------------------------------------
 
