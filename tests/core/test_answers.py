@@ -112,12 +112,12 @@ def test_a_position_that_is_dropped_before_its_answer_begins_leads_to_a_snapshot
 def test_an_older_snapshot_is_followed_by_the_deltas_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "IMAGE_AGE_SHARE", 1)
     broker = Brokerage()
-    for at in range(16):
+    for at in range(20):
         broker.join(f"x{at}")
     snapshot, replay = sync(broker, "x0", 10, 0, "")
     assert isinstance(snapshot, wire.Snapshot)
-    assert snapshot.seq == len(snapshot.rows) < 16
-    assert seqs_of([replay]) == list(range(snapshot.seq + 1, 17))
+    assert snapshot.seq == len(snapshot.rows) < 20
+    assert seqs_of([replay]) == list(range(snapshot.seq + 1, 21))
 
 
 def test_why_a_worker_asks_is_counted() -> None:
