@@ -210,7 +210,7 @@ class ReplicaCheck:
         if self._is_loaded:
             self._compare(told)
         for changes in told:
-            self._hear(changes.changes)
+            self._hear(changes.changes, was_corrupt)
         if was_corrupt and self._told is not None:
             self._told = position  # a delta that only did what was done to the replica already tells nothing
         if self._told is None:
@@ -269,7 +269,7 @@ class ReplicaCheck:
         rows = dict(self._core.replica._content.items())
         require(rows == self._rows, f"{self._name}'s rows are not the broker's at {self._position}")
 
-    def _hear(self, changes: list[Change]) -> None:
+    def _hear(self, changes: list[Change], was_corrupt: bool) -> None:
         for change in changes:
             at = Position(change.epoch, change.seq)
             told = self._told
@@ -278,7 +278,7 @@ class ReplicaCheck:
             if change.kind == RESET:
                 self._told = at
             elif at != told:
-                is_next = at == Position(told.epoch, told.seq + 1)
+                is_next = at == Position(told.epoch, told.seq + 1) or (was_corrupt and at > told)
                 require(is_next, f"{self._name}'s user was told {at} after {told}")
                 self._told = at
             self._believe(change)

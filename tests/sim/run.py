@@ -12,6 +12,8 @@ from iii_zmq import wire
 from iii_zmq.core.answers import BROADCAST_BYTES_MIN, PART_BYTES_MAX
 from iii_zmq.core.signals import CONNECTED
 
+from tests.core.brokerage import leftovers
+
 from .checks import require
 from .cluster import BrokerHost, Climate, Cluster, WorkerHost
 from .faults import Faults
@@ -21,6 +23,7 @@ from .users import FUNCTIONS, NEVER, OK, RAISE, Entry, Ledger, User
 PEACE_MAX_S = 20.0  # until everything is quiet: reconnecting with backoff, a lost presence, drains
 LOOK_EVERY_S = 0.25
 CALL_MAX_S = 3.0
+LEAVE_MAX_S = 5.0
 TRACE_LINES = 160
 
 
@@ -153,6 +156,19 @@ class Simulation:
         self._check_content()
         self._call_everything()
         self._wait_until_quiet()
+        self._leave()
+
+    def _leave(self) -> None:
+        """All go, one after the other: whatever they left behind would stay for ever."""
+        broker = self.cluster.broker
+        assert broker is not None
+        for name, worker in list(self.cluster.workers.items()):
+            worker.soon(self.users[name].leave)
+            self.cluster.clock.run_for(self.rng.choice((0.0, 0.5)))
+        self.cluster.clock.run_for(LEAVE_MAX_S)
+        require(not self.cluster.workers, f"{list(self.cluster.workers)} can't leave")
+        left = leftovers(broker.core)
+        require(not left, f"everybody has left, and the broker still holds {left}")
 
     def _wait_until_quiet(self) -> None:
         clock = self.cluster.clock
