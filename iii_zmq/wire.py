@@ -273,15 +273,17 @@ def decode_delta(data: bytes) -> Delta:
     seq, digest, reason, puts, drops = fields[:5]
     if not _is_list_of(puts, bytes) or len(digest) != DIGEST_BYTES or not 0 < seq <= INT_MAX:
         raise ProtocolError("a delta's seq, digest or puts are malformed")
-    return Delta(seq, digest, reason, tuple(puts), tuple([_row_key_of(key) for key in drops]))
+    return Delta(seq, digest, reason, tuple(puts), _row_keys(drops))
 
 
-def _row_key_of(key: Any) -> RowKey:
-    if type(key) is list and len(key) == 2:
-        worker_id, function_id = key
-        if type(worker_id) is str and type(function_id) is str:
-            return worker_id, function_id
-    raise ProtocolError("a delta drops [worker_id, function_id]")
+def _row_keys(drops: list[Any]) -> tuple[RowKey, ...]:
+    try:
+        keys = tuple([(worker_id, function_id) for worker_id, function_id in drops])
+    except (TypeError, ValueError) as error:
+        raise ProtocolError("a delta drops [worker_id, function_id]") from error
+    if not {type(part) for key in keys for part in key} <= {str}:
+        raise ProtocolError("a delta drops [worker_id, function_id]")
+    return keys
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

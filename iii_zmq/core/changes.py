@@ -27,6 +27,9 @@ _ORDER = {
 }
 
 
+_new = tuple.__new__
+
+
 class Position(NamedTuple):
     """How far a replica is: `seq` counts the changes of one broker's `epoch`. ("", 0) before anything is known."""
 
@@ -76,13 +79,19 @@ def changes_of(edits: list[Edit], content: Content, position: Position, reason: 
     """What the edits mean to users. `content` is that after them; `reason` says why rows went, if they did."""
     epoch, seq = position
     names = _Names(content, edits)
-    ranks: list[list[Change]] = [[] for _ in _ORDER]  # no sorting: a worker with many functions goes in many rows
+    count = content.holder_count
+    ranks: list[list[Change]] = [[] for _ in _ORDER]
+    removed = ranks[_ORDER[FUNCTION_REMOVED]]
     for (worker_id, function_id), before, after in edits:
         why = reason if after is None else None
+        if function_id and after is None:  # a worker that goes may go with many: no sorting, and no constructor
+            name = names[worker_id]
+            change = _new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, why, epoch, seq, count(function_id)))
+            removed.append(change)
+            continue
         if function_id:
-            kind = FUNCTION_REMOVED if after is None else FUNCTION_ADDED if before is None else FUNCTION_CHANGED
-            count = content.holder_count(function_id)
-            change = Change(kind, function_id, worker_id, names[worker_id], why, epoch, seq, count)
+            kind = FUNCTION_ADDED if before is None else FUNCTION_CHANGED
+            change = Change(kind, function_id, worker_id, names[worker_id], why, epoch, seq, count(function_id))
         else:
             kind = WORKER_LEFT if after is None else WORKER_JOINED if before is None else WORKER_CHANGED
             change = Change(kind, None, worker_id, names[worker_id], why, epoch, seq, None)

@@ -7,7 +7,6 @@ cyclic collector would have to visit. It knows nothing of positions, answers or 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -150,8 +149,14 @@ class Content:
 
         In that case nothing is changed: the state before was checked once, and is better than one that never was.
         """
-        edits = self._edits(step)
+        leaver = self._leaver(step)
+        drops = () if leaver is not None else dict.fromkeys(step.drops)
+        edits: list[Edit] = [(key, self.get(key), None) for key in drops]
+        edits += [(key, self.get(key), row) for key, row in step.puts.items()]
+        edits = [edit for edit in edits if edit[1] != edit[2]]
         shares = self._shares_after(edits)
+        if leaver is not None:
+            shares[leaver] = 0
         total = self.total + sum(share - self._shares.get(owner, 0) for owner, share in shares.items())
         if wire.digest_bytes(total) != step.digest:
             return None
@@ -162,7 +167,7 @@ class Content:
                 self._drop(key)
             else:
                 self._put(key, after)
-        return edits
+        return edits if leaver is None else self._drop_worker(leaver) + edits
 
     def edits_to(self, other: Content) -> list[Edit]:
         """What turns this content into the other one."""
@@ -172,25 +177,39 @@ class Content:
 
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _edits(self, step: Step) -> list[Edit]:
-        edits: list[Edit] = [(key, self.get(key), None) for key in dict.fromkeys(step.drops)]
-        edits += [(key, self.get(key), row) for key, row in step.puts.items()]
-        return [edit for edit in edits if edit[1] != edit[2]]
+    def _leaver(self, step: Step) -> str | None:
+        """The worker whose rows, all of them and no others, the delta drops: its share goes, and nothing is hashed."""
+        drops = step.drops
+        if not drops or drops[-1][1] or drops[-1][0] not in self._workers:
+            return None
+        leaver = drops[-1][0]
+        offers = self._offers[leaver]
+        if len(drops) != len(offers) + 1 or any(owner == leaver for owner, _ in step.puts):
+            return None
+        names = {name for owner, name in drops if owner == leaver}
+        return leaver if len(names) == len(drops) and offers.keys() <= names else None
+
+    def _drop_worker(self, worker_id: str) -> list[Edit]:
+        """Every row of the worker goes. What that did."""
+        row, offers, holders = self._workers.pop(worker_id), self._offers.pop(worker_id), self._holders
+        del self._ids[worker_id], self._shares[worker_id]
+        for function_id in offers:
+            if isinstance(holders[function_id], str):
+                del holders[function_id]
+            else:
+                self._drop_holder(function_id, worker_id)
+        edits: list[Edit] = [((worker_id, function_id), before, None) for function_id, before in offers.items()]
+        return [*edits, ((worker_id, ""), row, None)]
 
     def _shares_after(self, edits: list[Edit]) -> dict[str, int]:
-        """What the workers that the edits concern will have in `total`. Who goes as a whole is not hashed again."""
-        going = Counter([owner for (owner, _), _, after in edits if after is None])
-        whole = {owner for owner, count in going.items() if count == self._row_count(owner)}
-        shares = {owner: 0 if owner in whole else self._shares.get(owner, 0) for (owner, _), _, _ in edits}
+        """What the workers that the edits concern will have in `total`."""
+        shares = {owner: self._shares.get(owner, 0) for (owner, _), _, _ in edits}
         for (owner, _), before, after in edits:
-            if before is not None and owner not in whole:
+            if before is not None:
                 shares[owner] -= wire.row_hash(before)
             if after is not None:
                 shares[owner] += wire.row_hash(after)
         return shares
-
-    def _row_count(self, worker_id: str) -> int:
-        return len(self._offers.get(worker_id, ())) + (worker_id in self._workers)
 
     def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
         """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
