@@ -344,13 +344,13 @@ class AsyncWorker:
     async def _settle(self, loop: Loop, ticket: int) -> list[tuple[str, str, str]]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
         loop.turn_soon()
-        while not await loop.wait(lambda: ticket in loop.settled, None if self._retry else self._connect_timeout):
+        while not await loop.wait(lambda: ticket in loop.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
                 raise errors.BrokerUnreachable(
                     f"no session with the broker at {self._profile.url}: the change is made when there is one"
                 )
-        return loop.settled.pop(ticket)
+        return loop.desk.settled.pop(ticket)
 
     async def _iterate(self, buffer: Buffer, fresh: asyncio.Event, until: float | None) -> AsyncIterator[Change]:
         loop = self._check_started()

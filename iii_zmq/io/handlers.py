@@ -104,7 +104,7 @@ class Handlers:
             except Exception:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.INLINE_BYTES_MAX else pack_outcome(run, value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a handler that exits has failed: the worker is not its to end
             return raised(run, error)
         finally:
             running.reset(token)

@@ -7,34 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .. import errors, wire
-from ..core.signals import (
-    CONNECTED,
-    CallEnded,
-    CancelCall,
-    Changes,
-    Drained,
-    Event,
-    JoinRefused,
-    NotOffered,
-    RunCall,
-    Settled,
-    StateChanged,
-)
+from ..core.signals import CONNECTED, CallEnded, CancelCall, Event, RunCall
 from ..core.worker import WorkerCore
 from . import keeper
+from .desk import Desk
 from .face import Handler, running, unpack_result
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_outcome, raised
 from .link import Link, zmq_poll
 from .listeners import Listeners
 from .pool import Pool
-
-log = logging.getLogger("iii_zmq.worker")
+from .stay import unreachable
 
 TURNS_MAX = 4  # bursts in a row before the loop's other tasks get a chance
 
@@ -62,7 +49,6 @@ class Loop:
         self.link = Link(core)
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
-        self._listeners = listeners
         self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
         self._waiters: dict[int, CallFuture] = {}
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
@@ -72,9 +58,7 @@ class Loop:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._is_turn_due = False
-        self.settled: dict[int, list[tuple[str, str, str]]] = {}
-        self.refused: JoinRefused | None = None
-        self.drained = False
+        self.desk = Desk(core.profile.name, listeners)
         self.unusable: str | None = None
 
     # -- what the face asks for ----------------------------------------------------------------------------------------
@@ -90,21 +74,21 @@ class Loop:
 
     async def join(self, timeout: float | None) -> list[tuple[str, str, str]]:
         """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused."""
-        core = self.core
+        core, desk = self.core, self.desk
         began = _clock()
         ticket = core.offers.register(self._handlers.entries) if self._handlers.entries else None
         core.connect(began)
         self.turn_soon()
         progress = core.progress
-        while not await self.wait(lambda: core.membership.state == CONNECTED or self.refused is not None, timeout):
-            if core.progress != progress:
-                progress = core.progress
-                continue
-            trouble = f": {core.membership.trouble}" if core.membership.trouble else ""
-            raise errors.BrokerUnreachable(f"no broker at {core.profile.url} within {_clock() - began:.1f} s{trouble}")
-        if self.refused is not None:
-            raise errors.Refused(f"the broker at {core.profile.url} refused: {self.refused.text}", self.refused.code)
-        return [] if ticket is None else self.settled.pop(ticket, [])
+        while not await self.wait(lambda: core.membership.state == CONNECTED or bool(desk.refused), timeout):
+            if core.progress == progress:
+                raise unreachable(core.profile.url, _clock() - began, core.membership.trouble)
+            progress = core.progress
+        if self.desk.refused is not None:
+            raise errors.Refused(
+                f"the broker at {core.profile.url} refused: {self.desk.refused.text}", self.desk.refused.code
+            )
+        return [] if ticket is None else self.desk.settled.pop(ticket, [])
 
     async def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
         """Until `is_true`, the timeout or the end; the last word of `is_true`."""
@@ -122,11 +106,11 @@ class Loop:
 
     async def drain(self, timeout: float) -> bool:
         """No new calls; whether those that run here, and our own, ended in time."""
-        self.drained = not self._handlers.entries
-        if not self.drained:
+        self.desk.drained = not self._handlers.entries
+        if not self.desk.drained:
             self.core.drain()
             self.turn_soon()
-        return await self.wait(lambda: self.drained and not len(self.core.incoming) and not self._waiters, timeout)
+        return await self.wait(lambda: self.desk.drained and not len(self.core.incoming) and not self._waiters, timeout)
 
     async def leave_broker(self, results_s: float) -> None:
         """Bye, a moment for results that are about to be sent, and the end."""
@@ -253,22 +237,8 @@ class Loop:
                 task = self._tasks.get(event.run)
                 if task is not None:
                     task.cancel()
-            case Changes():
-                self._listeners.tell_changes(event.changes)
-            case Settled():
-                self.settled[event.ticket] = event.refusals
-            case StateChanged():
-                log.info("%s is %s %s", self.core.profile.name, event.state, event.text)
-                self._listeners.tell_state(event.state)
-            case JoinRefused():
-                self.refused = event
-            case NotOffered():
-                for name, code, text in event.refusals:
-                    log.warning("%s: the broker no longer takes %s: %s (%s)", self.core.profile.name, name, text, code)
-            case Drained():
-                self.drained = True
             case _:
-                errors.assert_never(event)
+                self.desk.take(event)
         if self._conditions:
             self._look_at_conditions()
 
@@ -301,7 +271,7 @@ class Loop:
             outcome = pack_outcome(run, await handler(wire.unpack(run.payload)))
         except asyncio.CancelledError as error:
             outcome = Raised(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             outcome = raised(run, error)
         finally:
             self._tasks.pop(run, None)

@@ -24,10 +24,12 @@ from ..core.signals import CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
 from . import face
-from .driving import CallFuture, Driver
+from .driving import Driver
 from .face import Handler
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, call_in_place, check_pattern
+from .stay import Stay
+from .waiting import CallFuture
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
 
@@ -66,6 +68,7 @@ class Worker:
         self._listeners = Listeners(call_in_place)
         self._core = self._new_core()
         self._driver: Driver | None = None
+        self._stay: Stay | None = None  # as long as there is a driver
         self._closed = False
         self._starting = threading.Lock()
 
@@ -274,7 +277,7 @@ class Worker:
         with _Signals() as signals:
             driver = self._open(signals)
             driver.serve_here(signals.came)
-            self._drain(driver, face.DRAIN_S)
+            self._drain(face.DRAIN_S)
 
     def drain(self, timeout: float = face.DRAIN_S) -> bool:
         """Leaves without a gap: no new calls are taken, what runs and waits ends, then the worker is closed.
@@ -282,13 +285,14 @@ class Worker:
         Returns False when something was still open after `timeout` seconds; it is then left to itself.
         """
         face.check_timeout(timeout)
-        return self._drain(self._check_started(), timeout)
+        self._check_started()
+        return self._drain(timeout)
 
     def close(self) -> None:
         """Leaves at once. Calls that are still open fail. May be repeated."""
         self._closed = True
-        if self._driver is not None:
-            self._driver.leave_broker(CLOSE_S)
+        if self._stay is not None:
+            self._stay.leave(CLOSE_S)
 
     def __enter__(self) -> Worker:
         driver = self._open()
@@ -301,7 +305,7 @@ class Worker:
     ) -> None:
         driver = self._driver
         if kind is None and driver is not None and driver.unusable is None:
-            self._drain(driver, face.DRAIN_S)
+            self._drain(face.DRAIN_S)
         else:
             self.close()
 
@@ -319,36 +323,37 @@ class Worker:
             if self._core.membership.phase != IDLE:  # a failed start is behind us
                 self._core = self._new_core()
             driver = Driver(self._core, self._handlers, self._listeners, self._threads)
+            stay = Stay(driver, self._handlers)
             if signals is not None:
                 signals.driver = driver
             try:
-                refusals = driver.join(
+                refusals = stay.join(
                     None if self._retry else self._connect_timeout, None if signals is None else signals.came
                 )
             except BaseException:
-                driver.leave_broker(0.0)
+                stay.leave(0.0)
                 raise
             if refusals:
-                driver.leave_broker(0.0)
+                stay.leave(0.0)
                 raise first_refusal(refusals, len(self._handlers))
-            self._driver = driver
+            self._driver, self._stay = driver, stay
             return driver
 
-    def _drain(self, driver: Driver, timeout: float) -> bool:
-        done = driver.drain(timeout)
+    def _drain(self, timeout: float) -> bool:
+        done = self._stay is None or self._stay.drain(timeout)
         self.close()
         return done
 
     def _settle(self, driver: Driver, ask: Callable[[], int]) -> list[tuple[str, str, str]]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
         ticket = driver.do(ask)
-        while not driver.wait(lambda: ticket in driver.settled, None if self._retry else self._connect_timeout):
+        while not driver.wait(lambda: ticket in driver.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
                 raise errors.BrokerUnreachable(
                     f"no session with the broker at {self._profile.url}: the change is made when there is one"
                 )
-        return driver.settled.pop(ticket)
+        return driver.desk.settled.pop(ticket)
 
     def _iterate(self, buffer: Buffer, until: float | None) -> Iterator[Change]:
         driver = self._check_started()

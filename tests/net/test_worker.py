@@ -438,6 +438,24 @@ def test_a_handler_sees_that_nobody_waits(make: Callable[..., Worker]) -> None:
         until(lambda: seen)
 
 
+def test_a_handler_that_exits_has_failed_and_no_more(provider: Worker, make: Callable[..., Worker]) -> None:
+    provider.register("p::exit", sys.exit)
+    with make("caller") as caller:
+        for _ in range(5):
+            with pytest.raises(RemoteError) as raised:
+                caller.call("p::exit", 3)
+            assert (raised.value.type, raised.value.text) == ("SystemExit", "3")
+        assert caller.call("p::echo", 1) == 1
+
+
+def test_leaving_with_waits_for_open_futures_and_no_longer(provider: Worker, make: Callable[..., Worker]) -> None:
+    began = time.monotonic()
+    with make("caller") as caller:
+        future = caller.submit("p::sleep", 0.3)
+    assert future.result(0) is None
+    assert 0.3 <= time.monotonic() - began < 1.0
+
+
 # -- watching ----------------------------------------------------------------------------------------------------------
 
 

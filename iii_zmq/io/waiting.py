@@ -1,0 +1,94 @@
+"""What the threads of a sync worker wait on: the outcome of a call, or a condition that the driver looks at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from .. import errors, wire
+from .face import unpack_result
+
+CallOutcome = wire.Buffer | errors.CallFailed
+
+
+class Slot:
+    """Where the outcome of a call goes that its own thread drives."""
+
+    __slots__ = ("outcome",)
+
+    def __init__(self) -> None:
+        self.outcome: CallOutcome | None = None
+
+    def end(self, outcome: CallOutcome) -> None:
+        self.outcome = outcome
+
+
+class CallFuture(Future[Any]):
+    """What `submit` returns. Cancelling it tells the broker, by `give_up`, that nobody waits any more."""
+
+    def __init__(self, give_up: Callable[[CallFuture], None]) -> None:
+        super().__init__()
+        self._give_up = give_up
+        self.number: int | None = None  # once the core knows the call
+        self.is_given_up = False
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        self.is_given_up = True
+        self.set_running_or_notify_cancel()
+        self._give_up(self)
+        return True
+
+    def end(self, outcome: CallOutcome) -> None:
+        """Called by the driver."""
+        try:
+            if isinstance(outcome, errors.CallFailed):
+                self.set_exception(outcome)
+            else:
+                self.set_result(unpack_result(outcome))
+        except InvalidStateError:
+            pass  # cancelled meanwhile
+        except errors.RemoteError as error:
+            self.set_exception(error)
+
+    def wait(self) -> Any:
+        """The result; whoever is interrupted while waiting for it gives the call up."""
+        try:
+            return self.result()
+        except BaseException:
+            self.cancel()
+            raise
+
+
+class Conditions:
+    """What threads that do not drive wait for. Only the driver uses this, but for `came.wait()`."""
+
+    def __init__(self) -> None:
+        self._open: list[Condition] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def add(self, condition: Condition) -> None:
+        self._open.append(condition)
+
+    def forget(self, condition: Condition) -> None:
+        if condition in self._open:
+            self._open.remove(condition)
+
+    def look(self) -> None:
+        """Tells those whose condition has come."""
+        for condition in [one for one in self._open if one.is_true()]:
+            self._open.remove(condition)
+            condition.came.set()
+
+
+class Condition:
+    """One of them."""
+
+    def __init__(self, is_true: Callable[[], bool]) -> None:
+        self.is_true = is_true
+        self.came = threading.Event()
