@@ -45,9 +45,7 @@ def crowd(settings: Settings) -> Iterator[Section]:
     section = Section(f"{workers} workers with {CROWD_FUNCTIONS} functions each", "free")
     with Children(pinned=False) as children:
         url = children.broker().url
-        crews = children.start_all(
-            crew_of(url, f"crowd-{i}", PER_PROCESS, CROWD_FUNCTIONS) for i in range(processes)
-        )
+        crews = children.start_all(crew_of(url, f"crowd-{i}", PER_PROCESS, CROWD_FUNCTIONS) for i in range(processes))
         probe = start_probe(children, url)
         _crowd_joins(section, crews, probe, workers)
         _crowd_grows(section, crews)
@@ -78,9 +76,7 @@ def _crowd_grows(section: Section, crews: list[Child]) -> None:
     arm(crews)
     moments = crews[0].ask("register", function_id="crowd::one_more")
     seen = seen_by(crews, "function_added", "function_id", ["crowd::one_more"])
-    section.rows.append(
-        row("one function more known to all", "ms", [(max(seen) - moments["began"]) / 1e6])
-    )
+    section.rows.append(row("one function more known to all", "ms", [(max(seen) - moments["began"]) / 1e6]))
 
 
 def _crowd_dies(section: Section, crews: list[Child]) -> None:
@@ -114,9 +110,7 @@ def silence(settings: Settings) -> Iterator[Section]:
         function = {"url": url, "function_id": "silence::echo"}
         provider = children.start("workers.provider", **function)
         provider.answer()
-        caller, observers = children.start_all(
-            [("workers.caller", function), crew_of(url, "silence", PER_PROCESS)]
-        )
+        caller, observers = children.start_all([("workers.caller", function), crew_of(url, "silence", PER_PROCESS)])
         probe = start_probe(children, url)
         observers.ask("join")
         for _ in range(SILENCE_QUICK_ROUNDS if settings.quick else SILENCE_ROUNDS):
@@ -127,9 +121,7 @@ def silence(settings: Settings) -> Iterator[Section]:
         row("after SIGCONT: first call answered", "s", _column(rounds, "answered")),
         verdict("digests equal the broker's", all(each["agreed"] for each in rounds)),
     ]
-    section.notes += [
-        f"round {i + 1}: calls failed {each['failures']}" for i, each in enumerate(rounds)
-    ]
+    section.notes += [f"round {i + 1}: calls failed {each['failures']}" for i, each in enumerate(rounds)]
     yield section
 
 
@@ -169,9 +161,7 @@ def churn(settings: Settings) -> Iterator[Section]:
             ("workers.changers", {"url": broker.url, "prefix": f"c{i}", "count": CHURN_PER_CHANGER})
             for i in range(CHURN_CHANGERS)
         )
-        crews = children.start_all(
-            crew_of(broker.url, f"churn-{i}", PER_PROCESS) for i in range(CHURN_CREWS)
-        )
+        crews = children.start_all(crew_of(broker.url, f"churn-{i}", PER_PROCESS) for i in range(CHURN_CREWS))
         for crew in crews:
             crew.ask("join")
         probe = start_probe(children, broker.url)
@@ -180,9 +170,7 @@ def churn(settings: Settings) -> Iterator[Section]:
     yield section
 
 
-def _churn(
-    changers: list[Child], crew: Child, broker_pid: int, seconds: float
-) -> tuple[int, dict[str, list[float]]]:
+def _churn(changers: list[Child], crew: Child, broker_pid: int, seconds: float) -> tuple[int, dict[str, list[float]]]:
     """Changes made; memory in MiB of the broker and of ten replicas at begin, middle, end."""
     memory: dict[str, list[float]] = {"broker": [], "replicas": []}
     rate = CHURN_RATE / CHURN_CHANGERS / CHURN_PER_CHANGER

@@ -38,6 +38,8 @@ JOINS, QUICK_JOINS = 5, 2
 LOADERS, BATCH = 10, 1_000
 LOAD_TIMEOUT_S = 120.0
 ASSUMED_FUNCTION_BYTES = 100  # with --floors only
+FORGET_S = 12.0  # until the broker's recent longest turn is none from before
+QUIET_TURN_MS = 5.0
 TRAFFIC_S = 0.3  # calls before and after a join
 
 JOIN_LARGE = 100_000  # functions; the bounds were asked for this many
@@ -103,8 +105,7 @@ class Registrations:
         self._children, self._made = children, 0
         self._broker = children.broker()
         self._registrar, *self._observers = children.start_all(
-            crew_of(self._broker.url, f"fan-{i}", share)
-            for i, share in enumerate([1, *shares(count)])
+            crew_of(self._broker.url, f"fan-{i}", share) for i, share in enumerate([1, *shares(count)])
         )
         for child in (self._registrar, *self._observers):
             child.ask("join")
@@ -179,13 +180,14 @@ class Rig:
             began = time.monotonic()
             self._loader.ask("load", total=functions, wait_s=LOAD_TIMEOUT_S)
             loaded = time.monotonic() - began
-            turn_before, quiet = self._turn_max_ms(), self._quiet()
+            turn_loading, quiet = self._turn("turn_max_ms"), self._quiet()
+            self._forget_loading()
             takes = {"product": self._join, "floor": self._fetch}
         found = alternate(QUICK_JOINS if self._settings.quick else JOINS, takes)
         floors = [each["join_s"] for each in found["floor"]]
         if self._settings.floors_only:
             return [row(f"{functions:,} functions: join", "s", [], "DEALER fetch", floors)]
-        turns = (turn_before, self._turn_max_ms())
+        turns = (turn_loading, max(each["turn_ms"] for each in found["product"]))
         rows = _join_rows(functions, found["product"], floors, quiet, turns, judged)
         return [row(f"{functions:,} functions: register the missing", "s", [loaded]), *rows]
 
@@ -206,6 +208,7 @@ class Rig:
         time.sleep(TRAFFIC_S)
         stretch = {"since_ns": joined["began"], "until_ns": joined["complete"]}
         joined["calls"] = self._caller.ask("end", **stretch)
+        joined["turn_ms"] = self._turn("turn_recent_max_ms")
         joined["same"] = await_agreement([child], self._probe) is not None
         child.end()
         self._bytes = joined["bytes"]
@@ -218,9 +221,15 @@ class Rig:
         found: dict[str, float] = self._caller.ask("end")
         return found
 
-    def _turn_max_ms(self) -> float:
-        """The broker's longest turn since its start: it can't be set back."""
-        return float(self._probe.ask("status")["counters"]["turn_max_ms"])
+    def _turn(self, gauge: str) -> float:
+        """The broker's longest turn, ever or of the last 5 to 10 s, in milliseconds."""
+        return float(self._probe.ask("status")["counters"][gauge])
+
+    def _forget_loading(self) -> None:
+        """Waits until the recent longest turn is none of the registrations'."""
+        until = time.monotonic() + FORGET_S
+        while time.monotonic() < until and self._turn("turn_recent_max_ms") > QUIET_TURN_MS:
+            time.sleep(0.5)
 
 
 def _join_rows(
@@ -247,10 +256,10 @@ def _join_rows(
         quiets = [quiet[field]] * len(joins)
         yield row(name, "ms", calls(field), "calls while quiet", quiets, asked)
     yield row(
-        title + "broker's longest turn so far",
+        title + "broker's longest turn while joining",
         "ms",
         [turns[1]],
-        "before the joins",
+        "while registering",
         [turns[0]],
         bound(JOIN_TURN),
     )

@@ -65,9 +65,7 @@ def caller(url: str, function_id: str) -> None:
         )
 
 
-def _calls(
-    worker: Worker, function_id: str, window: int, count: int, cpu_of: int
-) -> dict[str, float]:
+def _calls(worker: Worker, function_id: str, window: int, count: int, cpu_of: int) -> dict[str, float]:
     """One round: `count` calls with `window` in flight; `cpu_of` is the broker's pid."""
     cpu, began = cpu_seconds(cpu_of), time.perf_counter()
     if window == 1:
@@ -279,9 +277,7 @@ class Crew:
         for member in self.members:
             member.arm()
 
-    def seen(
-        self, kind: str, field: str, values: list[str], timeout_s: float
-    ) -> list[list[int | None]]:
+    def seen(self, kind: str, field: str, values: list[str], timeout_s: float) -> list[list[int | None]]:
         """Per member and value, the moment it was seen; waits until all are or time is up."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -333,9 +329,7 @@ def changers(url: str, prefix: str, count: int) -> None:
     def churn(rate: float, seconds: float) -> int:
         """`rate` changes a second from each worker; the changes made by all."""
         with ThreadPoolExecutor(count) as pool:
-            made = pool.map(
-                lambda i: _churn(workers[i], f"churn::{prefix}-{i}", rate, seconds), range(count)
-            )
+            made = pool.map(lambda i: _churn(workers[i], f"churn::{prefix}-{i}", rate, seconds), range(count))
             return sum(made)
 
     answer(churn=churn)

@@ -127,7 +127,9 @@ def print_status(status: Json) -> None:
         "workers": _plain(f"{status['workers']} now; gone: {_losses(left)}"),
         "functions": _plain(str(status["functions"])),
         "calls": _plain(f"{status['in_flight']} in flight, {counters.get('calls', 0)} so far"),
-        "slowest turn": _plain(f"{counters.get('turn_max_ms', 0)} ms"),
+        "slowest turn": _plain(
+            f"{counters.get('turn_recent_max_ms', 0)} ms lately, {counters.get('turn_max_ms', 0)} ms ever"
+        ),
     }
     troubles = [f"{counters[name]} {text}" for name, text in TROUBLES.items() if counters.get(name)]
     fields["so far"] = Text("\n".join(troubles), style="yellow") if troubles else Text("no trouble", style="green")

@@ -53,7 +53,8 @@ class BrokerCore:
     ) -> None:
         self.settings = settings
         self.counters = new_counters()
-        self.gauges: dict[str, float] = {"turn_max_ms": 0.0}  # what the shell measures, told beside the counters
+        # What the shell measures, told beside the counters.
+        self.gauges: dict[str, float] = {"turn_max_ms": 0.0, "turn_recent_max_ms": 0.0}
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []
         self._sessions = Sessions()

@@ -34,7 +34,10 @@ from . import sockets
 log = logging.getLogger("iii_zmq.broker")
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
-BURST_MAX = 256  # messages a turn: some 5 ms, so that ticks, deltas and parts of snapshots get their time
+BURST_MAX = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
+BURST_S = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
+COMPLAIN_S = 1.0  # between two lines about dropped messages
+TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -66,7 +69,7 @@ class Broker:
         self._wake_in, self._wake_out = stdlib_socket.socketpair()
         self._wake_in.setblocking(False)
         self._locks: list[int] = []
-        self._lost: list[bytes] = []  # presence topics unsubscribed, to be told once the ROUTER was read empty
+        self._lost: dict[bytes, None] = {}  # topics unsubscribed, to be told once the ROUTER was read empty
         self._undelivered: list[tuple[Peer, Undelivered]] = []
         self._undrained_turns = 0
         self._router_fd = int(self._router.getsockopt(zmq.FD))
@@ -75,7 +78,10 @@ class Broker:
         self._router_touched = False
         self._poll = _poll_of(self._router_fd, self._xpub_fd, self._wake_in.fileno())
         self._stopping = False
-        self._turn_max_s = 0.0
+        self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
+        self._turn_window_until = 0.0
+        self._complain_at = 0.0
+        self._complaints_held_back = 0
         self.core = BrokerCore(
             self.epoch, self._settings,
             new_token=lambda: secrets.token_bytes(wire.TOKEN_BYTES), new_id=lambda: secrets.token_hex(5),
@@ -148,7 +154,7 @@ class Broker:
         if self._router_touched:
             self._router_touched = False
             self._router_may_hold = self._router_is_readable()
-        self._note_turn(time.monotonic() - began)
+        self._note_turn(began, time.monotonic() - began)
 
     def _hear(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, _ in ready:
@@ -170,11 +176,12 @@ class Broker:
             if self._xpub.getsockopt(_RCVMORE):
                 self._skip_rest(self._xpub)
             elif frame[:1] == b"\x01":
+                self._lost.pop(frame[1:], None)  # lost and heard again: a loss told later would count for good
                 self.core.receive(EVERYONE, Subscribed(frame[1:]), now)
             elif frame[:1] == b"\x00":
-                self._lost.append(frame[1:])
+                self._lost[frame[1:]] = None
             else:
-                self.core.receive(EVERYONE, Malformed("not a subscription"), now)
+                self.core.receive(EVERYONE, self._malformed("not a subscription"), now)
 
     def _read_router(self, now: float, burst: int) -> None:
         """Reads at most `burst` messages; `_router_may_hold` tells whether something may be left.
@@ -189,6 +196,8 @@ class Broker:
                 receive(peer, self._read_message(), now)
                 if burst > 1 and not self._router_is_readable():  # asking costs 1 us, an Again 3
                     self._router_may_hold = False
+                    return
+                if time.monotonic() - now > BURST_S:
                     return
         except zmq.Again:
             self._router_may_hold = False
@@ -205,12 +214,21 @@ class Broker:
             payload = router.recv(_NOBLOCK, copy=False).buffer
             if router.getsockopt(_RCVMORE):
                 self._skip_rest(router)
-                return Malformed("more than two frames")
+                return self._malformed("more than two frames")
         try:
             return wire.decode(frame, payload)
         except ProtocolError as error:
-            log.warning("dropped a message of %d bytes: %s", len(frame), error)
-            return Malformed(str(error))
+            return self._malformed(f"{len(frame)} bytes: {error}")
+
+    def _malformed(self, text: str) -> Malformed:
+        """Logs what is dropped, once a second at most: a stranger's garbage is not to fill the disk."""
+        now = time.monotonic()
+        if now < self._complain_at:
+            self._complaints_held_back += 1
+        else:
+            log.warning("dropped a malformed message: %s (and %d before it)", text, self._complaints_held_back)
+            self._complain_at, self._complaints_held_back = now + COMPLAIN_S, 0
+        return Malformed(text)
 
     def _skip_rest(self, socket: zmq.Socket[bytes]) -> None:
         while socket.getsockopt(_RCVMORE):
@@ -221,7 +239,7 @@ class Broker:
         if self._router_may_hold and self._undrained_turns < UNDRAINED_TURNS_MAX:
             return
         self._undrained_turns = 0
-        lost, self._lost = self._lost, []
+        lost, self._lost = self._lost, {}
         undelivered, self._undelivered = self._undelivered, []
         for topic in lost:
             self.core.receive(EVERYONE, Unsubscribed(topic), now)
@@ -246,12 +264,22 @@ class Broker:
                     router.send(frame, _SNDMORE_NOBLOCK)
                     router.send(payload, _NOBLOCK, copy=False)
             except zmq.ZMQError as error:
+                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                    raise
                 self._undelivered.append((to, Undelivered(message, overflow=error.errno == zmq.EAGAIN)))
 
-    def _note_turn(self, turn_s: float) -> None:
-        if turn_s > self._turn_max_s:
-            self._turn_max_s = turn_s
-            self.core.gauges["turn_max_ms"] = round(turn_s * 1000, 3)
+    def _note_turn(self, began: float, turn_s: float) -> None:
+        """The longest turn ever, and of the last one or two windows: what is slow now, not what once was."""
+        if began >= self._turn_window_until:
+            self._turn_window_until = began + TURN_WINDOW_S
+            self._turn_window_before_s, self._turn_window_s = self._turn_window_s, 0.0
+        elif turn_s <= self._turn_window_s:
+            return
+        self._turn_window_s = max(self._turn_window_s, turn_s)
+        self._turn_max_s = max(self._turn_max_s, turn_s)
+        recent_s = max(self._turn_window_s, self._turn_window_before_s)
+        self.core.gauges["turn_max_ms"] = round(self._turn_max_s * 1000, 3)
+        self.core.gauges["turn_recent_max_ms"] = round(recent_s * 1000, 3)
 
     # -- addresses -----------------------------------------------------------------------------------------------------
 
