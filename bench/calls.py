@@ -24,7 +24,7 @@ PROXY, MULTIPART, DIRECT = "zmq.proxy", "zmq.proxy, multipart", "DEALER/ROUTER"
 PRODUCT, ASYNC = "Worker", "AsyncWorker"
 
 LATENCY = Bound("at most", 1.8, "ratio")  # p50, 1 in flight, beside zmq.proxy
-# The bounds were asked beside a zmq.proxy floor of 104 us and 65,000 calls/s. That is what bare pyzmq does with its usual
+# The bounds were asked beside a zmq.proxy floor of 104 us and 65,000 calls/s. That is bare pyzmq with its usual
 # recv_multipart and send_multipart; with plain recv and send it goes three times as fast. Both stand in the table.
 RATE = Bound("at least", 0.4, "ratio")  # calls/s, 100 in flight, beside zmq.proxy
 BROKER_CPU = Bound("at most", 25)  # microseconds a call, 100 in flight; with 1, C takes more

@@ -62,7 +62,7 @@ class Broker:
         self._advertised = stream_url
         self.epoch = secrets.token_hex(8)
         self._settings = Settings(heartbeat_s=heartbeat_s, ttl_s=ttl_s, version=__version__)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = sockets.new_context()
         ttl_ms = round(ttl_s * 1000)
         self._router = sockets.router(self._context, ttl_ms)
         self._xpub = sockets.xpub(self._context, ttl_ms)

@@ -74,7 +74,7 @@ def context() -> zmq.Context[Socket]:
     """The one context of this process: one I/O thread serves all its workers. A fork's child gets its own."""
     pid = os.getpid()
     if pid not in _contexts:
-        made: zmq.Context[Socket] = zmq.Context()
+        made = sockets.new_context()
         made.set(zmq.MAX_SOCKETS, min(SOCKETS_MAX, int(made.get(zmq.SOCKET_LIMIT))))
         _contexts[pid] = made
     return _contexts[pid]

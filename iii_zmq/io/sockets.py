@@ -26,6 +26,18 @@ LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
 IO_ERRORS = (zmq.ZMQError, OSError)
 
 
+def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """A context whose I/O thread lets whoever wakes it finish its turn first, where the system knows SCHED_BATCH.
+
+    Else the I/O thread takes the CPU from us at each send, to send that one message: on one CPU a call with 10 in
+    flight costs 107 us of all processes' time that way and 80 this way, with 100 in flight 60 and 49.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    if hasattr(os, "SCHED_BATCH"):
+        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
+    return context
+
+
 def seed_routing_ids() -> None:
     """libzmq draws its first routing id from libc's generator: seed it, so that ids can't be guessed."""
     ctypes.CDLL(None).srandom(secrets.randbits(32))
