@@ -83,12 +83,11 @@ def changes_of(edits: list[Edit], content: Content, position: Position, reason: 
     ranks: list[list[Change]] = [[] for _ in _ORDER]
     removed = ranks[_ORDER[FUNCTION_REMOVED]]
     for (worker_id, function_id), before, after in edits:
-        why = reason if after is None else None
         if function_id and after is None:  # a worker that goes may go with many: no sorting, and no constructor
-            name = names[worker_id]
-            change = _new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, why, epoch, seq, count(function_id)))
-            removed.append(change)
+            left, name = count(function_id), names[worker_id]
+            removed.append(_new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, reason, epoch, seq, left)))
             continue
+        why = reason if after is None else None
         if function_id:
             kind = FUNCTION_ADDED if before is None else FUNCTION_CHANGED
             change = Change(kind, function_id, worker_id, names[worker_id], why, epoch, seq, count(function_id))

@@ -97,7 +97,9 @@ class Content:
         return [holder] if isinstance(holder, str) else list(holder)
 
     def holder_count(self, function_id: str) -> int:
-        holder = self._holders.get(function_id, {})
+        holder = self._holders.get(function_id)
+        if holder is None:
+            return 0
         return 1 if isinstance(holder, str) else len(holder)
 
     def offers(self, worker_id: str) -> list[str]:

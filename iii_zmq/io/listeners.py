@@ -81,17 +81,33 @@ class Listeners:
     def tell_changes(self, changes: list[Change]) -> None:
         for buffer in list(self._buffers):
             buffer.put(changes)
-        listeners = tuple(self._on_change)
-        if not listeners:
+        everything = [callback for pattern, callback in self._on_change if pattern == "*"]
+        if len(everything) == len(self._on_change) == 1:
+            self._run_all(everything[0], changes)
             return
         for change in changes:
-            for pattern, callback in listeners:
+            for pattern, callback in tuple(self._on_change):
                 if pattern == "*" or matches(pattern, change):
                     self._run(callback, change)
 
     def tell_state(self, state: str) -> None:
         for callback in list(self._on_state):
             self._run(callback, state)
+
+    def _run_all(self, callback: Callback, changes: list[Change]) -> None:
+        """The usual case, one listener for everything, without a call and a `try` of our own around each change."""
+        call, rest = self._call, iter(changes)
+        while True:
+            try:
+                if call is call_in_place:
+                    for change in rest:
+                        callback(change)
+                else:
+                    for change in rest:
+                        call(callback, change)
+                return
+            except Exception:
+                log.exception("the callback %r failed", getattr(callback, "__qualname__", callback))
 
     def _run(self, callback: Callback, value: Any) -> None:
         try:
