@@ -73,6 +73,8 @@ class Attendance:
             session = self._renew(old, hello, now)
         else:
             session = self._open(peer, hello, here, old, kept, now)
+        if kept:
+            self._liveness.probe_now_and_then(session, now)
         self._liveness.watch(session, now)
         self._welcome(session, hello.number, kept)
 
@@ -188,7 +190,7 @@ class Attendance:
         session.hello = hello
         session.joined, session.reachable = False, True
         session.suspect_since = session.held_until = None
-        session.presence_by = now + self._presence_wait_s(True)
+        session.presence_by = now + PRESENCE_WAIT_S
         return session
 
     def _open(
@@ -200,7 +202,7 @@ class Attendance:
             self.end(old, "replaced", now)
             old = None
         worker_id = self._new_id() if old is None else old.worker_id
-        session = Session(peer, worker_id, hello, self._new_token(), now, now + self._presence_wait_s(kept))
+        session = Session(peer, worker_id, hello, self._new_token(), now, now + PRESENCE_WAIT_S)
         if old is None:
             self._sessions.add(session)
         else:
@@ -220,11 +222,6 @@ class Attendance:
             self._registry.set_state(session.worker_id, session.state)
         self._calls.caller_gone(old)
         self._calls.provider_gone(old, now)
-
-    def _presence_wait_s(self, has_rows: bool) -> float:
-        """Rows of somebody who may be gone are not to stay longer than those of the silent; a beat more than a worker
-        waits before it tries again by itself."""
-        return self._settings.ttl_s + self._settings.heartbeat_s if has_rows else PRESENCE_WAIT_S
 
     def _welcome(self, session: Session, number: int, kept: bool) -> None:
         settings = self._settings

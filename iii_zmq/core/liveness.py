@@ -2,7 +2,8 @@
 
     joined --presence lost--> suspect --probe failed, or silent for one TTL, or no new presence for 5 s--> dead
     joined --send failed--> unreachable --presence lost too, or silent for one TTL--> dead
-    joined --three heartbeats missed--> stalled (not dead: its connections live)
+    joined --three heartbeats missed--> stalled (not dead while its connections live) --probe failed--> dead
+    with rows, not joined yet --probe failed--> dead
     any of the lost, while the broker itself had slept --> held for a while, then dead
 
 A probe that goes out proves nothing: libzmq keeps a connection that fell silent while it was busy. So a suspect
@@ -40,6 +41,11 @@ class Liveness:
     def forget(self, session: Session) -> None:
         self._checks.cancel(session)
 
+    def probe_now_and_then(self, session: Session, now: float) -> None:
+        """Its rows are there, but no presence yet whose loss would tell that it is gone."""
+        session.probe_wait_s = PROBE_MAX_S
+        session.probe_at = now + PROBE_MAX_S
+
     def presence_lost(self, session: Session, now: float) -> None:
         """Its stream connection is gone: the process died, or only that connection broke."""
         session.suspect_since = now
@@ -69,7 +75,7 @@ class Liveness:
         if session.held_until is not None:
             return self._cause(session, now) if now >= session.held_until else None
         if not session.joined and session.reachable:
-            return "never_present" if now >= session.presence_by else None
+            return "never_present" if now >= session.presence_by else self._probe(session, now)
         if session.suspect_since is not None and not session.reachable:
             return self._cause(session, now)
         if session.suspect_since is not None or not session.reachable:
@@ -78,7 +84,9 @@ class Liveness:
             return self._probe(session, now) if session.reachable else None
         if session.leaving:
             return self._cause(session, now) if silent else None
-        return "stalled" if not session.stalled and now - session.heard_at >= self._stalled_s else None
+        if session.stalled:
+            return "probe"  # its control connection may have gone unnoticed: nothing is sent to it
+        return "stalled" if now - session.heard_at >= self._stalled_s else None
 
     def _is_long_suspect(self, session: Session, now: float) -> bool:
         """It talks and takes probes, but has no stream: it would be passed over for ever without knowing why."""
@@ -101,13 +109,13 @@ class Liveness:
         if session.held_until is not None:
             at = session.held_until
         elif not session.joined and session.reachable:
-            at = session.presence_by
+            at = min(session.presence_by, session.probe_at)
         elif session.suspect_since is not None:
             at = min(session.probe_at, silent_at)
         elif session.leaving or not session.reachable:
             at = silent_at
         elif session.stalled:
-            at = now + self._ttl_s  # nothing to find out: a message from it ends that
+            at = now + self._ttl_s  # a message from it ends that; meanwhile it is probed now and then
         else:
             at = session.heard_at + self._stalled_s
         return max(at, now + PROBE_FIRST_S)

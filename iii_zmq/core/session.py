@@ -6,6 +6,7 @@ was lost but its connection still takes probes, *held* when it was lost while th
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Session:
     reachable: bool = True  # no send has failed yet
     suspect_since: float | None = None  # presence lost at this moment
     probe_wait_s: float = 0.0
-    probe_at: float = 0.0
+    probe_at: float = math.inf  # while it is suspect, or has rows and no presence yet
     held_until: float | None = None
     load: int = 0
     lag_ms: int = 0

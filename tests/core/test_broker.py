@@ -206,14 +206,32 @@ def test_a_renewal_with_other_functions_starts_anew() -> None:
     assert renewed(broker, p, "f", "g").worker_id != p.worker_id
 
 
-def test_a_renewed_worker_without_presence_keeps_its_rows_a_little_longer_than_the_silent() -> None:
-    # It was given five seconds, like a newcomer, though it has rows that everybody sees.
+def test_a_renewed_worker_that_dies_before_its_new_presence_is_noticed_by_a_probe() -> None:
+    # It was left alone for five seconds like a newcomer, though it has rows that everybody sees.
     broker = Brokerage()
     renewed(broker, broker.worker("p", "f"), "f")
-    broker.wait(2.4)
+    broker.wait(0.26)
+    (probe,) = [one for one in broker.to("p") if isinstance(one, wire.Probe)]
+    broker.fail("p", probe)
+    broker.wait(0.01)
+    assert broker.workers() == {}
+
+
+def test_a_renewed_worker_that_takes_probes_has_five_seconds_for_its_presence() -> None:
+    broker = Brokerage()
+    renewed(broker, broker.worker("p", "f"), "f")
+    broker.wait(4.9)
     assert broker.workers() == {"p": "ready"}
     broker.wait(0.2)
     assert broker.workers() == {}
+
+
+def test_a_newcomer_is_not_probed() -> None:
+    broker = Brokerage()
+    broker.greet("a")
+    broker.to("a")
+    broker.wait(4.0)
+    assert broker.to("a") == []
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------

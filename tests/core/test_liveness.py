@@ -240,6 +240,19 @@ def test_a_stalled_worker_stays_for_as_long_as_its_connections_live() -> None:
     assert (broker.workers(), broker.count("stalled")) == ({"p": "stalled"}, [1])
 
 
+def test_a_stalled_worker_whose_control_connection_has_gone_is_found_by_a_probe() -> None:
+    # Nothing was sent to it, so nothing failed: it stayed as long as its stream did.
+    broker = Brokerage()
+    broker.worker("p", "f")
+    broker.wait(1.8)
+    broker.to("p")
+    broker.wait(2.0)
+    (probe,) = broker.to("p")
+    broker.fail("p", probe)
+    broker.wait(0.01)
+    assert broker.workers() == {}
+
+
 def test_an_observer_that_stalls_changes_nothing() -> None:
     broker = Brokerage()
     broker.join("o", observer=True)
