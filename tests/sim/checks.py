@@ -204,11 +204,12 @@ class ReplicaCheck:
         replica = self._core.replica
         position = replica.position
         self._looks += 1
-        if position != self._position or (not self._is_loaded and replica.complete):
+        has_moved = position != self._position
+        if has_moved or (not self._is_loaded and replica.complete):
             self._move(position)
         was_corrupt = self.is_corrupt
         if self._is_loaded:
-            self._compare(told)
+            self._compare(told, has_moved)
         for changes in told:
             self._hear(changes.changes, was_corrupt)
         if was_corrupt and self._told is not None:
@@ -252,11 +253,13 @@ class ReplicaCheck:
             require(old is None or old.rank < history.rank, f"{self._name} went back from {before} to {position}")
             self._rows = history.rows_at(position.seq)
 
-    def _compare(self, told: list[Changes]) -> None:
+    def _compare(self, told: list[Changes], has_moved: bool) -> None:
         replica = self._core.replica
         expected = self._checks.histories[self._position.epoch].digests[self._position.seq]
         if self.is_corrupt:
             self.is_corrupt = replica.digest != expected
+            text = f"{self._name} went on to {self._position} with wrong rows, whose digest tells"
+            require(not (has_moved and self.is_corrupt), text)
             return
         require(replica.digest == expected, f"{self._name} has not the broker's content at {self._position}")
         mismatches = replica.counters["digest_mismatches"]
@@ -423,6 +426,7 @@ class _Open:
     provider: _At | None = None
     hand_overs: int = 0
     tried: list[str] = field(default_factory=list)
+    arrived_in: int = 0  # the turn
 
 
 def call_id_of(payload: wire.Buffer) -> int | None:
@@ -445,14 +449,18 @@ class RouteCheck:
         self._arrived: dict[tuple[bytes, int], None] = {}  # results that lie in the ROUTER
         self._seq_before = 0
         self._heard_hello = False
-        self._lost: list[tuple[_Open, tuple[bytes, int]]] = []
+        self._turn = 0
+        self._closed: dict[int, int] = {}  # call id -> the turn in which nobody waited for it any more
+        self._byes: list[str] = []  # worker ids
 
     def on_arrival(self, peer: bytes, number: int) -> None:
         self._arrived[peer, number] = None
 
     def on_turn(self) -> None:
+        self._turn += 1
         self._seq_before = self._history.seq
         self._heard_hello = False
+        self._byes.clear()
 
     def on_read(self, peer: bytes, message: wire.Message) -> None:
         match message:
@@ -464,12 +472,14 @@ class RouteCheck:
                 if call_id is not None:
                     is_no_answer = bool(message.flags & wire.NO_ANSWER)
                     call = _Open(call_id, self._at(peer), message.function_id, message.target, is_no_answer)
+                    call.arrived_in = self._turn
                     self._open[peer, message.number] = self._by_id[call_id] = call
             case wire.Cancel():
                 given_up = self._open.get((peer, message.number))
                 if given_up is not None:
                     self._close(given_up)
             case wire.Bye():
+                self._byes.append(self._workers.get(peer, ""))
                 for one in [one for one in self._open.values() if one.caller[0] == peer]:
                     self._close(one)
             case wire.Result() | wire.Failure():
@@ -519,8 +529,10 @@ class RouteCheck:
         call_id = call_id_of(message.payload)
         assert call_id is not None
         call = self._by_id.get(call_id)
-        if call is None:
-            return  # given up in this very turn, after it was handed over
+        if call is None:  # given up in this very turn, after it was handed over
+            is_late = call_id in self._closed and self._closed[call_id] < self._turn
+            require(not is_late, f"call {call_id} is handed over, and nobody waits for it")
+            return
         where = f"call {call_id} of {call.function_id}"
         worker_id = self._workers[peer]
         if call.provider is not None:
@@ -536,6 +548,8 @@ class RouteCheck:
             require(message.fence in (*fences, 0), f"{where} has fence {message.fence}, not {fences}")
             is_fenced = message.fence != 0 or not all(_is_exclusively_active(row) for row in rows if row is not None)
             require(is_fenced, f"{where} has no fence")
+        is_new = call.arrived_in == self._turn
+        require(not is_new or not self._is_draining(worker_id), f"{where}, a new one, was handed to one that drains")
         entry = wire.decode_entry(offers[-1].entry)
         is_again = call.hand_overs > 0
         require(not is_again or entry.idempotent, f"{where} was handed over twice, and is not idempotent")
@@ -544,6 +558,14 @@ class RouteCheck:
         handed = self._handed.setdefault(call.provider, {})
         handed[message.number] = call_id
         require(len(handed) <= self._credit[peer], f"{worker_id} was handed {len(handed)} calls, beyond its credit")
+
+    def _is_draining(self, worker_id: str) -> bool:
+        """All through this turn."""
+        for seq in range(self._seq_before, self._history.seq + 1):
+            row = self._history.rows_at(seq).get((worker_id, ""))
+            if row is not None and _worker(row).state != wire.DRAINING:
+                return False
+        return True
 
     def _on_outcome(self, peer: bytes, number: int, failure: wire.Failure | None) -> None:
         call = self._open.get((peer, number))
@@ -571,13 +593,18 @@ class RouteCheck:
 
     def _close(self, call: _Open) -> None:
         self._by_id.pop(call.call_id, None)
+        self._closed[call.call_id] = self._turn
         for key in [key for key, one in self._open.items() if one is call]:
             del self._open[key]
 
     def on_turn_ended(self) -> None:
+        for worker_id in self._byes:
+            require((worker_id, "") not in self._history.rows, f"{worker_id} said Bye, and is still there")
         for call in list(self._open.values()):
             if not self._is_here(call.caller):
                 self._close(call)
+                if self._core.session_of(call.caller[1]) is not None:
+                    del self._closed[call.call_id]  # held: what was still read of it may have been accepted
             elif call.provider is not None and not self._is_here(call.provider):
                 worker_id = call.provider[1]
                 is_lost = not call.is_no_answer and not self._is_queued(call)

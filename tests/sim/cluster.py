@@ -17,7 +17,7 @@ from iii_zmq import errors, wire
 from iii_zmq.core import answers
 from iii_zmq.core.broker import BrokerCore
 from iii_zmq.core.membership import Profile
-from iii_zmq.core.registry import Registry
+from iii_zmq.core.registry import Image, Registry
 from iii_zmq.core.session import BROADCAST, EVERYONE, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from iii_zmq.core.signals import (
     BROKER,
@@ -67,6 +67,7 @@ class Climate:
     broadcast_from: int = answers.BROADCAST_FROM
     burst_max: int = 256
     stream_waiting_max: int = 200
+    image_age_max: int | None = None  # None: as the registry has it
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -81,6 +82,19 @@ class Climate:
             answers.PART_BYTES_MAX, answers.BROADCAST_BYTES_MIN, answers.BROADCAST_FROM = before
 
 
+class _Registry(Registry):
+    """Its cached snapshots may be older than those of a small registry are."""
+
+    def __init__(self, epoch: str, climate: Climate) -> None:
+        super().__init__(epoch, history_max=climate.history_max)
+        self._age_max = climate.image_age_max
+
+    def _is_outdated(self, image: Image) -> bool:
+        if self._age_max is None:
+            return super()._is_outdated(image)
+        return self.seq - image.seq > self._age_max or not self.history.holds(image.seq)
+
+
 class BrokerHost(Listener):
     """The broker's process around one BrokerCore."""
 
@@ -91,9 +105,10 @@ class BrokerHost(Listener):
         self.core = BrokerCore(
             name, settings,
             new_token=lambda: rng.getrandbits(128).to_bytes(16, "big"), new_id=lambda: f"{rng.getrandbits(24):06x}",
-            registry=Registry(name, history_max=climate.history_max),
+            registry=_Registry(name, climate),
         )  # fmt: skip
         self.stopped_at = 0.0
+        self.busy_until = 0.0  # its Python is slow: somebody else has the processor
         self._climate = climate
         self._checks = checks
         self._lost: dict[bytes, None] = {}
@@ -112,6 +127,9 @@ class BrokerHost(Listener):
 
     def turn(self) -> None:
         now = self.clock.now
+        if now < self.busy_until:
+            self.wake(self.busy_until - now)
+            return
         self._spins.count()
         self._checks.on_turn(self.core, now)
         self._read_subscriptions(now)
@@ -200,6 +218,7 @@ class WorkerHost(Host):
         self.sub: Socket | None = None
         self._climate = climate
         self._checks = checks
+        self.dies_after_answer: Action | None = None
         self._due: deque[Action] = deque()  # what Python is to do in its next turn
         self._spins = Spins(self)
 
@@ -311,6 +330,8 @@ class WorkerHost(Host):
     def _flush(self) -> None:
         while outbox := self.core.take_outbox():
             for to, message in outbox:
+                if not self.alive:
+                    return
                 if to == BROKER:
                     self._send(message)  # type: ignore[arg-type]
                 else:
@@ -321,6 +342,8 @@ class WorkerHost(Host):
         self._checks.on_worker_sends(message)
         if self.dealer is None or not self.dealer.send(wire.encode(message)):
             self._tell(Unsent(message), self.clock.now)
+        elif self.dies_after_answer is not None and isinstance(message, wire.Result):
+            self.dies_after_answer()
 
     def _obey(self, order: Order) -> None:
         self.trace.note(self.name, f"does {describe_value(order)}")

@@ -32,17 +32,20 @@ class Faults:
         self._add_worker = add_worker
         self._broker_disturbed_at = -CALM_S
         self._is_over = False
-        self._strikes: list[tuple[int, Callable[[], None]]] = [
-            (5, self.kill_worker), (4, self.stop_worker), (4, self.stick_worker), (4, self.cut_path),
-            (4, self.cut_connections), (2, self.make_half_open), (3, self.lose_stream), (2, self.double_stream),
-            (2, self.delay_path), (2, self.read_slowly), (2, self.leave_politely), (2, self.corrupt_replica),
-            (2, self.kill_broker), (1, self.close_broker), (3, self.stop_broker), (2, self.cut_broker),
-            (1, self.fill_queue), (2, self.cut_again_and_again),
+        kinds: list[tuple[int, Callable[[], None]]] = [
+            (4, self.kill_worker), (3, self.kill_after_answer), (4, self.stop_worker), (4, self.stick_worker),
+            (4, self.cut_path), (4, self.cut_connections), (2, self.make_half_open), (3, self.lose_stream),
+            (2, self.double_stream), (2, self.delay_path), (2, self.read_slowly), (4, self.leave_politely),
+            (3, self.corrupt_replica), (2, self.kill_broker), (1, self.close_broker), (3, self.stop_broker),
+            (4, self.stick_broker), (2, self.cut_broker), (1, self.fill_queue), (2, self.cut_again_and_again),
         ]  # fmt: skip
+        self._kinds = [strike for _, strike in kinds]
+        # A life in which some things never happen and others often finds more than one with a bit of everything.
+        self._weights = [weight * self._rng.choice((0, 1, 1, 5)) for weight, _ in kinds]
 
     def strike(self) -> None:
-        weights = [weight for weight, _ in self._strikes]
-        self._rng.choices([strike for _, strike in self._strikes], weights)[0]()
+        if any(self._weights):
+            self._rng.choices(self._kinds, self._weights)[0]()
 
     def end(self) -> None:
         """Everything is as it should be from now on: nothing is stopped, cut, slow or away."""
@@ -58,10 +61,13 @@ class Faults:
             worker.path.cut = False
             worker.path.slow_s = worker.path.loss = worker.path.doubled = 0.0
             worker.reads_stream_at = 0.0
+            worker.dies_after_answer = None
             worker.busy_until = min(worker.busy_until, self._clock.now)
             if worker.stopped:
                 worker.resume()
             worker.wake()
+        for connection in self._network.connections.values():
+            connection.is_full = False
         self._network.heal()
 
     # -- processes -----------------------------------------------------------------------------------------------------
@@ -75,6 +81,17 @@ class Faults:
         self._cluster.end_worker(worker, is_killed=True)
         if is_calm:
             self._expect_gone(worker, PROMPT_S, "was killed")
+        self._clock.after(self._rng.uniform(0, 2.0), self._replace)
+
+    def kill_after_answer(self) -> None:
+        """What it sent last is still unread when its end is known."""
+        worker = self._some_worker()
+        if worker is not None:
+            worker.dies_after_answer = partial(self._kill, worker)
+
+    def _kill(self, worker: WorkerHost) -> None:
+        self._disturb(worker)
+        self._cluster.end_worker(worker, is_killed=self._rng.random() < 0.5)
         self._clock.after(self._rng.uniform(0, 2.0), self._replace)
 
     def leave_politely(self) -> None:
@@ -139,7 +156,7 @@ class Faults:
 
     def stop_broker(self) -> None:
         broker = self._cluster.broker
-        if broker is None or broker.stopped:
+        if broker is None or broker.stopped or broker.busy_until > self._clock.now:
             return
         self._disturb_broker()
         span_s = self._span(0.05, 6.0)
@@ -147,6 +164,16 @@ class Faults:
         broker.stop()
         broker.stopped_at = self._clock.now
         self._clock.after(span_s, partial(self._resume_broker, self._clock.now))
+
+    def stick_broker(self) -> None:
+        """For less time than it would notice."""
+        broker = self._cluster.broker
+        if broker is not None:
+            settings = broker.core.settings
+            span_s = self._span(0.001, settings.ttl_s / 2 - settings.heartbeat_s)
+            self._note(f"the broker is slow for {span_s:.3f} s")
+            self._disturb_broker()
+            broker.busy_until = self._clock.now + span_s
 
     def _resume_broker(self, since: float) -> None:
         broker = self._cluster.broker

@@ -11,7 +11,6 @@ from random import Random
 from iii_zmq import wire
 from iii_zmq.core.answers import BROADCAST_BYTES_MIN, PART_BYTES_MAX
 from iii_zmq.core.signals import CONNECTED
-
 from tests.core.brokerage import leftovers
 
 from .checks import require
@@ -42,6 +41,7 @@ def climate_of(rng: Random) -> Climate:
         broadcast_from=rng.choice((1, 2, 4)),
         burst_max=rng.choice((2, 16, 256)),
         stream_waiting_max=rng.choice((10, 200)),
+        image_age_max=rng.choice((None, 20)),
     )
 
 
@@ -112,12 +112,15 @@ class Simulation:
         if chance < 0.12 and not worker.core.profile.observer:
             functions = self._some_functions(3)
             worker.soon(lambda: user.register(functions))
-        elif chance < 0.18:
+        elif chance < 0.15 and not worker.core.profile.observer:
+            function_id = rng.choice(FUNCTIONS)
+            worker.soon(lambda: user.change_mind(function_id))
+        elif chance < 0.2:
             offered = user.offered()
             if offered:
                 gone = rng.sample(offered, rng.randint(1, min(2, len(offered))))
                 worker.soon(lambda: user.unregister(gone))
-        elif chance < 0.22:
+        elif chance < 0.23:
             worker.soon(user.give_up)
         else:
             for _ in range(rng.choice((1, 1, 2, 6))):

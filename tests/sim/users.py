@@ -156,7 +156,10 @@ class User:
             entries[function_id] = wire.encode_entry(
                 wire.FunctionEntry(function_id, f"{self._host.name} v{self._version}", flags=chosen)
             )
-        self._host.trace.note(self._host.name, f"registers {', '.join(function_ids)}")
+        self._offer(entries)
+
+    def _offer(self, entries: dict[str, bytes]) -> None:
+        self._host.trace.note(self._host.name, f"registers {', '.join(entries)}")
         ticket = self._core.register(entries)
         self._wishes.update({name: _Wish(ticket, entry) for name, entry in entries.items()})
 
@@ -164,6 +167,21 @@ class User:
         self._host.trace.note(self._host.name, f"unregisters {', '.join(function_ids)}")
         ticket = self._core.offers.unregister(function_ids)
         self._wishes.update({name: _Wish(ticket, None) for name in function_ids})
+
+    def change_mind(self, function_id: str) -> None:
+        """Offers and withdraws one function several times, each time in the same words."""
+        self._version += 1
+        data = wire.FunctionEntry(
+            function_id, f"{self._host.name} v{self._version}", flags=flags_of(function_id, self._rng)
+        )
+        entry = wire.encode_entry(data)
+        is_offered = self._rng.random() < 0.5
+        for _ in range(self._rng.randint(2, 4)):
+            is_offered = not is_offered
+            if is_offered:
+                self._offer({function_id: entry})
+            else:
+                self.unregister([function_id])
 
     def call(
         self,
@@ -288,6 +306,9 @@ class User:
             self._finish(run, call_id, behaviour, welcome.worker_id)
 
     def _finish(self, run: RunCall, call_id: int, behaviour: str, worker_id: str) -> None:
+        welcome = self._core.membership.welcome
+        is_ours = run.cancelled or not worker_id or (welcome is not None and welcome.worker_id == worker_id)
+        require(is_ours, f"{self._host.name} still runs call {call_id} of {worker_id}, whose session has ended")
         if behaviour == OK:
             extra = LARGE if len(run.payload) > len(LARGE) else b""
             self._core.incoming.finish(run, wire.pack([call_id, worker_id, extra]))
