@@ -1,0 +1,169 @@
+"""The shape of the house: the core decides without clock, chance, thread or socket, and imports point one way.
+
+    errors <- wire <- core <- io <- cli
+
+What a module imports is read from its source, imports inside functions and under `TYPE_CHECKING` included: a type
+is knowledge of another layer too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "iii_zmq"
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+LAYERS = ("errors", "wire", "core", "io", "cli")
+FACADE = ""  # iii_zmq/__init__.py: it offers users what the layers below cli have
+
+# Whatever is not named here is refused, so that the next clock or socket needs no list of its own.
+CORE_MAY_IMPORT = frozenset((
+    "__future__", "abc", "bisect", "collections", "collections.abc", "dataclasses", "hashlib", "heapq", "itertools",
+    "math", "typing",
+))  # fmt: skip
+WIRE_MAY_IMPORT = CORE_MAY_IMPORT | {"msgpack", "re", "struct"}
+IMPURE_CALLS = frozenset(("__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"))
+IMPURE = (
+    "asyncio", "concurrent.futures", "datetime", "logging", "multiprocessing", "os", "pathlib", "queue", "random",
+    "secrets", "select", "selectors", "signal", "socket", "subprocess", "sys", "threading", "time", "uuid", "zmq",
+)  # fmt: skip
+
+
+def module_of(file: Path) -> str:
+    """`iii_zmq.core.broker` of iii_zmq/core/broker.py; a package's own name of its `__init__.py`."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def layer_of(module: str) -> str:
+    return [*module.split("."), FACADE][1]
+
+
+def imports_of(module: str, source: str, *, run_time_only: bool = False) -> Iterator[str]:
+    """The absolute names of all modules that `source`, being `module`, imports."""
+    tree = ast.parse(source)
+    skipped = set(type_checking_nodes(tree)) if run_time_only else set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(module, node)
+            inner = [f"{base}.{alias.name}" for alias in node.names]
+            found = [name for name in inner if name in MODULES]
+            yield from found
+            if len(found) < len(inner):
+                yield base
+
+
+def absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    is_package = MODULES[module].name == "__init__.py"
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, node.module] if node.module else parts)
+
+
+def type_checking_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for statement in node.body:
+                yield from ast.walk(statement)
+
+
+def imports(module: str, **options: bool) -> set[str]:
+    return set(imports_of(module, MODULES[module].read_text(), **options))
+
+
+def outside(module: str) -> set[str]:
+    return {name for name in imports(module) if name.split(".")[0] != PACKAGE}
+
+
+def inside(module: str) -> set[str]:
+    return {name for name in imports(module) if name.split(".")[0] == PACKAGE}
+
+
+PURE_MODULES = [module for module in MODULES if layer_of(module) in ("errors", "wire", "core")]
+
+
+def test_the_modules_are_found() -> None:
+    assert {layer_of(module) for module in MODULES} == {*LAYERS, FACADE, "_version"}
+    assert len(PURE_MODULES) > 20
+
+
+@pytest.mark.parametrize("module", PURE_MODULES)
+def test_a_pure_module_imports_only_what_is_pure(module: str) -> None:
+    allowed = WIRE_MAY_IMPORT if layer_of(module) == "wire" else CORE_MAY_IMPORT
+    assert outside(module) <= allowed
+
+
+@pytest.mark.parametrize("module", PURE_MODULES)
+def test_a_pure_module_neither_opens_nor_prints(module: str) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+    assert {call.id for call in calls if isinstance(call, ast.Name)} & IMPURE_CALLS == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if layer_of(module) in LAYERS])
+def test_imports_point_one_way(module: str) -> None:
+    allowed = {*LAYERS[: LAYERS.index(layer_of(module)) + 1], "_version"}
+    if layer_of(module) == "cli":
+        allowed.add(FACADE)  # the command line is a user
+    assert {layer_of(name) for name in inside(module)} <= allowed
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert [module for module in MODULES if layer_of(module) != "cli" and "cli" in map(layer_of, inside(module))] == []
+
+
+def test_the_core_has_no_circle_at_run_time() -> None:
+    graph = {
+        module: {name for name in imports(module, run_time_only=True) if layer_of(name) == "core"} - {f"{PACKAGE}.core"}
+        for module in MODULES
+        if layer_of(module) == "core"
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+
+
+# -- the checks themselves ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_clocks_chance_threads_and_sockets_are_not_allowed(name: str) -> None:
+    assert {name, name.split(".")[0]} & WIRE_MAY_IMPORT == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "imported"),
+    [
+        ("import time", "time"),
+        ("import concurrent.futures as later", "concurrent.futures"),
+        ("from time import monotonic", "time"),
+        ("def f():\n    import zmq.asyncio", "zmq.asyncio"),
+        ("if TYPE_CHECKING:\n    from ..io.link import Link", "iii_zmq.io.link"),
+        ("from ..io import link", "iii_zmq.io.link"),
+        ("from .. import wire", "iii_zmq.wire"),
+        ("from .. import __version__", "iii_zmq"),
+        ("from ..cli.exits import OK", "iii_zmq.cli.exits"),
+        ("import iii_zmq.cli.app", "iii_zmq.cli.app"),
+        ("from . import calls", "iii_zmq.core.calls"),
+        ("from .calls import Calls", "iii_zmq.core.calls"),
+    ],
+)
+def test_an_import_is_read_however_it_is_written(line: str, imported: str) -> None:
+    assert list(imports_of("iii_zmq.core.broker", line)) == [imported]
+
+
+def test_what_only_the_type_checker_reads_is_told_apart() -> None:
+    source = "from . import calls\nif TYPE_CHECKING:\n    from . import broker\n"
+    assert list(imports_of("iii_zmq.core.answers", source, run_time_only=True)) == ["iii_zmq.core.calls"]
