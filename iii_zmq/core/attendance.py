@@ -186,7 +186,7 @@ class Attendance:
         """The same connection with a new stream: calls go on, the presence is heard anew."""
         self._counters["renewals"] += 1
         self._answers.forget(session)
-        self._sessions.rename(session, self._new_token())
+        self._sessions.rename(session, self._new_token(), hello.token)
         session.hello = hello
         session.joined, session.reachable = False, True
         session.suspect_since = session.held_until = None
@@ -217,6 +217,7 @@ class Attendance:
         self._counters["kept"] += 1
         self._forget(old)
         session.waiting = old.waiting
+        session.token_before = session.hello.token
         self._sessions.add(session)
         if session.worker_id in self._registry.workers:
             self._registry.set_state(session.worker_id, session.state)
@@ -236,6 +237,7 @@ class Attendance:
         """From now on no delta can miss this worker; what it lacks until here is sent over the ROUTER."""
         session.joined = True
         session.heard_at = now
+        self._sessions.forget_token_before(session)
         self._counters["joined"] += 1
         hello = session.hello
         if not hello.observer and session.worker_id not in self._registry.workers:

@@ -80,6 +80,7 @@ class Session:
     token: bytes
     heard_at: float
     presence_by: float  # its presence is to be heard by then
+    token_before: bytes = b""  # what its worker may still know it by, until it shows that it heard of `token`
     joined: bool = False
     stalled: bool = False
     draining: bool = False

@@ -32,6 +32,8 @@ class Sessions:
         self.by_peer[session.peer] = session
         self.by_worker[session.worker_id] = session
         self.by_token[session.token] = session
+        if session.token_before:
+            self.by_token[session.token_before] = session
         self.by_presence[session.presence] = session
 
     def remove(self, session: Session) -> None:
@@ -41,11 +43,19 @@ class Sessions:
         del self.by_peer[session.peer]
         del self.by_worker[session.worker_id]
         del self.by_token[session.token]
+        self.forget_token_before(session)
         del self.by_presence[session.presence]
 
-    def rename(self, session: Session, token: bytes) -> None:
-        """The session goes on under a fresh token."""
+    def rename(self, session: Session, token: bytes, known_as: bytes) -> None:
+        """The session goes on under a fresh token; until its worker has heard of it, under the one that it said too."""
         del self.by_token[session.token]
         del self.by_presence[session.presence]
-        session.token = token
+        self.forget_token_before(session)
+        session.token, session.token_before = token, known_as
         self.add(session)
+
+    def forget_token_before(self, session: Session) -> None:
+        """Its worker knows the present token."""
+        if session.token_before:
+            del self.by_token[session.token_before]
+            session.token_before = b""
