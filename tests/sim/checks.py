@@ -29,6 +29,7 @@ from .trace import Violation
 Rows = dict[RowKey, bytes]
 
 CHECKPOINT_EVERY = 64
+DEADLINE_SLACK_S = 0.002  # a shell waits in whole milliseconds
 ROWS_EVERY = 16  # looks at a replica between two comparisons of all its rows
 
 LEAVING = ("bye", "died", "silent", "replaced")
@@ -325,6 +326,7 @@ class AnswerCheck:
         self._questions: dict[bytes, _Question] = {}
         self._presences: dict[bytes, bytes] = {}  # presence topic -> peer
         self._present: dict[bytes, None] = {}
+        self._drains: dict[tuple[bytes, int], None] = {}  # may end while a new presence is awaited
         self._broadcast = _Question(0, "", 0, 0)
 
     def on_read(self, peer: bytes, message: wire.Message) -> None:
@@ -332,6 +334,8 @@ class AnswerCheck:
             self._questions[peer] = _Question(message.number, message.epoch, message.seq, None)
         elif isinstance(message, wire.Sync):
             self._questions[peer] = _Question(message.number, message.epoch, message.seq, self._history.seq)
+        elif isinstance(message, wire.Drain):
+            self._drains[peer, message.number] = None
 
     def on_presence(self, topic: bytes) -> None:
         peer = self._presences.get(topic)
@@ -348,7 +352,8 @@ class AnswerCheck:
 
     def on_ack(self, peer: bytes, ack: wire.Ack) -> None:
         require(ack.seq <= self._history.seq, f"acknowledged {ack.epoch}:{ack.seq} before it was published")
-        require(peer in self._present, f"acknowledged {ack} before the presence was heard")
+        is_fit = peer in self._present or (peer, ack.number) in self._drains
+        require(is_fit, f"acknowledged {ack} before the presence was heard")
 
     def on_part(self, peer: bytes, part: wire.Snapshot | wire.Replay | wire.Invite) -> None:
         question = self._questions.get(peer)
@@ -427,6 +432,7 @@ class _Open:
     hand_overs: int = 0
     tried: list[str] = field(default_factory=list)
     arrived_in: int = 0  # the turn
+    deadline: float = 0.0
 
 
 def call_id_of(payload: wire.Buffer) -> int | None:
@@ -462,7 +468,7 @@ class RouteCheck:
         self._heard_hello = False
         self._byes.clear()
 
-    def on_read(self, peer: bytes, message: wire.Message) -> None:
+    def on_read(self, peer: bytes, message: wire.Message, now: float) -> None:
         match message:
             case wire.Hello():
                 self._credit[peer] = message.credit
@@ -473,6 +479,7 @@ class RouteCheck:
                     is_no_answer = bool(message.flags & wire.NO_ANSWER)
                     call = _Open(call_id, self._at(peer), message.function_id, message.target, is_no_answer)
                     call.arrived_in = self._turn
+                    call.deadline = now + message.remaining_ms / 1000
                     self._open[peer, message.number] = self._by_id[call_id] = call
             case wire.Cancel():
                 given_up = self._open.get((peer, message.number))
@@ -597,7 +604,7 @@ class RouteCheck:
         for key in [key for key, one in self._open.items() if one is call]:
             del self._open[key]
 
-    def on_turn_ended(self) -> None:
+    def on_turn_ended(self, now: float) -> None:
         for worker_id in self._byes:
             require((worker_id, "") not in self._history.rows, f"{worker_id} said Bye, and is still there")
         for call in list(self._open.values()):
@@ -605,7 +612,10 @@ class RouteCheck:
                 self._close(call)
                 if self._core.session_of(call.caller[1]) is not None:
                     del self._closed[call.call_id]  # held: what was still read of it may have been accepted
-            elif call.provider is not None and not self._is_here(call.provider):
+                continue
+            is_late = now > call.deadline + DEADLINE_SLACK_S and not call.is_no_answer
+            require(not is_late, f"call {call.call_id} is still open at the broker after its deadline")
+            if call.provider is not None and not self._is_here(call.provider):
                 worker_id = call.provider[1]
                 is_lost = not call.is_no_answer and not self._is_queued(call)
                 require(not is_lost, f"call {call.call_id} is still with {worker_id}, whose session is gone")
@@ -687,7 +697,7 @@ class Checks:
         assert self._answers is not None
         assert self._routes is not None
         self._answers.on_read(peer, message)
-        self._routes.on_read(peer, message)
+        self._routes.on_read(peer, message, now)
 
     def on_published(self, topic: bytes, message: wire.Message) -> None:
         assert self._answers is not None
@@ -738,7 +748,7 @@ class Checks:
         require(registry.digest == history.digests[-1], "the broker's digest is not that of what it published")
         if self._rng.random() < 0.02:
             self.compare_content(core)
-        self._routes.on_turn_ended()
+        self._routes.on_turn_ended(now)
 
     def compare_content(self, core: BrokerCore) -> None:
         """The broker's rows are what was published, and belong to somebody."""

@@ -218,7 +218,7 @@ class WorkerHost(Host):
         self.sub: Socket | None = None
         self._climate = climate
         self._checks = checks
-        self.dies_after_answer: Action | None = None
+        self.ambush: tuple[type[wire.Result] | type[wire.Register], Action] | None = None  # what follows the next one
         self._due: deque[Action] = deque()  # what Python is to do in its next turn
         self._spins = Spins(self)
 
@@ -342,8 +342,9 @@ class WorkerHost(Host):
         self._checks.on_worker_sends(message)
         if self.dealer is None or not self.dealer.send(wire.encode(message)):
             self._tell(Unsent(message), self.clock.now)
-        elif self.dies_after_answer is not None and isinstance(message, wire.Result):
-            self.dies_after_answer()
+        elif self.ambush is not None and isinstance(message, self.ambush[0]):
+            (_, spring), self.ambush = self.ambush, None
+            spring()
 
     def _obey(self, order: Order) -> None:
         self.trace.note(self.name, f"does {describe_value(order)}")

@@ -34,10 +34,11 @@ class Faults:
         self._is_over = False
         kinds: list[tuple[int, Callable[[], None]]] = [
             (4, self.kill_worker), (3, self.kill_after_answer), (4, self.stop_worker), (4, self.stick_worker),
-            (4, self.cut_path), (4, self.cut_connections), (2, self.make_half_open), (3, self.lose_stream),
-            (2, self.double_stream), (2, self.delay_path), (2, self.read_slowly), (4, self.leave_politely),
-            (3, self.corrupt_replica), (2, self.kill_broker), (1, self.close_broker), (3, self.stop_broker),
-            (4, self.stick_broker), (2, self.cut_broker), (1, self.fill_queue), (2, self.cut_again_and_again),
+            (4, self.cut_path), (4, self.cut_connections), (3, self.cut_after_register), (2, self.make_half_open),
+            (3, self.lose_stream), (2, self.double_stream), (2, self.delay_path), (2, self.read_slowly),
+            (4, self.leave_politely), (3, self.corrupt_replica), (2, self.kill_broker), (1, self.close_broker),
+            (3, self.stop_broker), (4, self.stick_broker), (2, self.cut_broker), (1, self.fill_queue),
+            (2, self.cut_again_and_again),
         ]  # fmt: skip
         self._kinds = [strike for _, strike in kinds]
         # A life in which some things never happen and others often finds more than one with a bit of everything.
@@ -61,7 +62,7 @@ class Faults:
             worker.path.cut = False
             worker.path.slow_s = worker.path.loss = worker.path.doubled = 0.0
             worker.reads_stream_at = 0.0
-            worker.dies_after_answer = None
+            worker.ambush = None
             worker.busy_until = min(worker.busy_until, self._clock.now)
             if worker.stopped:
                 worker.resume()
@@ -87,7 +88,7 @@ class Faults:
         """What it sent last is still unread when its end is known."""
         worker = self._some_worker()
         if worker is not None:
-            worker.dies_after_answer = partial(self._kill, worker)
+            worker.ambush = wire.Result, partial(self._kill, worker)
 
     def _kill(self, worker: WorkerHost) -> None:
         self._disturb(worker)
@@ -239,6 +240,19 @@ class Faults:
                 else:
                     connection.close_broker_end()
 
+    def cut_after_register(self) -> None:
+        """The broker does what was asked, and the answer never arrives."""
+        worker = self._some_worker()
+        if worker is not None:
+            wait_s = self._rng.uniform(0.0005, 0.003)
+            worker.ambush = wire.Register, lambda: self._cut_soon(worker, wait_s)
+
+    def _cut_soon(self, worker: WorkerHost, wait_s: float) -> None:
+        for connection in self._connections(worker):
+            if not connection.is_stream:
+                connection.down.is_stuck = True
+        self._clock.after(wait_s, partial(self._cut_if_alive, worker))
+
     def cut_again_and_again(self) -> None:
         worker = self._some_worker()
         if worker is not None:
@@ -313,17 +327,20 @@ class Faults:
         worker = self._some_worker()
         if worker is None or not worker.core.replica.complete or worker.stopped:
             return
-        rows = [key for key, _ in worker.core.replica._content.items()]
-        if not rows:
-            return
-        key = self._rng.choice(rows)
-        row = self._wrong_row(key)
-        self._note(f"{worker.name}'s replica gets a wrong {key}: {'none' if row is None else 'another'}")
         is_calm = self._is_calm(worker)
-        worker.check.corrupt(key, row)
+        self.spoil(worker)
         if is_calm:
             settings = self._cluster.climate
             self._expect(worker, 3 * settings.heartbeat_s + SLACK_S, partial(self._check_whole, worker))
+
+    def spoil(self, worker: WorkerHost) -> None:
+        """One row of its replica, if there are any, is not what the broker has any more."""
+        keys = [key for key, _ in worker.core.replica._content.items()]
+        if keys:
+            key = self._rng.choice(keys)
+            row = self._wrong_row(key)
+            self._note(f"{worker.name}'s replica gets a wrong {key}: {'none' if row is None else 'another'}")
+            worker.check.corrupt(key, row)
 
     def _wrong_row(self, key: wire.RowKey) -> bytes | None:
         if self._rng.random() < 0.4:

@@ -159,6 +159,7 @@ class Lane:
         self._last_at = 0.0
         self._held = 0
         self.held_since: float | None = None
+        self.is_stuck = False  # nothing comes through any more, but for the end
 
     def send(self, kind: str, content: Frames | bytes | None = None) -> None:
         clock = self._network.clock
@@ -189,7 +190,7 @@ class Lane:
                 self.held_since = self._network.clock.now
             return
         kind, content = self._segments.popleft()
-        if not self._connection.is_black_hole:
+        if not self._connection.is_black_hole and (kind == END or not self.is_stuck):
             self._arrive(kind, content)
 
 

@@ -19,8 +19,10 @@ from .faults import Faults
 from .trace import Violation
 from .users import FUNCTIONS, NEVER, OK, RAISE, Entry, Ledger, User
 
+PEACE_MIN_S = 3.5  # until a half-open connection is noticed
 PEACE_MAX_S = 20.0  # until everything is quiet: reconnecting with backoff, a lost presence, drains
 LOOK_EVERY_S = 0.25
+REPAIR_MAX_S = 1.0
 CALL_MAX_S = 3.0
 LEAVE_MAX_S = 5.0
 TRACE_LINES = 160
@@ -65,7 +67,7 @@ class Simulation:
         """Raises: Violation."""
         try:
             with self.climate.applied():
-                self._live()
+                self.live()
                 self.settle()
         except Exception as error:  # also what a core raises: its own assertions are promises too
             events = "\n".join(self.cluster.trace.lines()[-TRACE_LINES:])
@@ -74,11 +76,17 @@ class Simulation:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def _live(self) -> None:
-        cluster, clock, rng, climate = self.cluster, self.cluster.clock, self.rng, self.climate
-        cluster.start_broker()
-        for _ in range(climate.workers):
+    def begin(self) -> None:
+        """The broker starts, and the first workers."""
+        self.cluster.start_broker()
+        for _ in range(self.climate.workers):
             self._add_worker()
+
+    def live(self) -> None:
+        """Users act, and faults strike."""
+        clock, rng, climate = self.cluster.clock, self.rng, self.climate
+        if not self.users:
+            self.begin()
         clock.run_for(rng.choice((0.0, 0.05, 1.0)))
         fault_at = clock.now + rng.expovariate(1 / climate.fault_every_s)
         for _ in range(climate.steps):
@@ -154,8 +162,10 @@ class Simulation:
     def settle(self) -> None:
         """Everything heals: within a while all agree, nothing is open, and every function is callable."""
         self.faults.end()
+        self.cluster.clock.run_for(PEACE_MIN_S)
         self._wait_until_quiet()
         self._check_ledger()
+        self._spoil_everything()
         self._check_content()
         self._call_everything()
         self._wait_until_quiet()
@@ -183,6 +193,14 @@ class Simulation:
             for name, worker in self.cluster.workers.items():
                 worker.soon(self.users[name].wake_sleepers)
             clock.run_for(LOOK_EVERY_S)
+
+    def _spoil_everything(self) -> None:
+        """Nothing happens any more: only a beacon can tell that a row is wrong."""
+        for worker in self.cluster.workers.values():
+            self.faults.spoil(worker)
+        self.cluster.clock.run_for(REPAIR_MAX_S)
+        for name, worker in self.cluster.workers.items():
+            require(not worker.check.is_corrupt, f"{name}'s replica is still wrong")
 
     def _troubles(self) -> list[str]:
         broker = self.cluster.broker

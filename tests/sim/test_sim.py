@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.run import Simulation
 
-SEEDS = range(1, 41)
+SEEDS = range(1, 61)
 NEW_SEEDS = 10
 
 
@@ -30,3 +30,48 @@ def test_one_seed_is_one_life() -> None:
         life.run()
     one, other = lives
     assert one.cluster.trace.lines() == other.cluster.trace.lines()
+
+
+# -- what must cost nothing --------------------------------------------------------------------------------------------
+
+
+def syncs(life: Simulation) -> int:
+    """How often the broker was asked for what somebody missed."""
+    broker = life.cluster.broker
+    assert broker is not None
+    return sum(count for name, count in broker.core.counters.items() if name.startswith("syncs_"))
+
+
+def calm(seed: int) -> Simulation:
+    """A life without faults, with many changes."""
+    life = Simulation(seed, steps=200, workers=5)
+    life.climate.fault_every_s = 1e9
+    life.climate.step_s = 0.02
+    return life
+
+
+def test_without_faults_nobody_asks_twice() -> None:
+    life = calm(1)
+    life.live()
+    assert syncs(life) == 0
+
+
+def test_doubled_messages_are_ignored() -> None:
+    life = calm(2)
+    life.begin()
+    for worker in life.cluster.workers.values():
+        worker.path.doubled = 1.0
+    life.live()
+    assert syncs(life) == 0
+
+
+def test_who_joins_amid_changes_need_not_ask_again() -> None:
+    """Deltas overtake the snapshot, which comes in many parts over a slow way: they are held back."""
+    life = calm(3)
+    life.climate.part_bytes_max = 300
+    with life.climate.applied():
+        life.begin()
+        for worker in life.cluster.workers.values():
+            worker.path.slow_s = 0.02
+        life.live()
+    assert syncs(life) == 0
