@@ -1,0 +1,117 @@
+"""The rows that a replica holds: when a whole worker leaves at once, what is left is as if its rows had gone singly."""
+
+from __future__ import annotations
+
+import pytest
+
+from iii_zmq import wire
+from iii_zmq.core.content import Content, Edit, Step, read_step
+from iii_zmq.wire import RowKey
+from tests.core.truth import Truth, key_of, offer, worker
+
+
+@pytest.fixture
+def truth() -> Truth:
+    """Workers a, b and c offer f; a offers g too, and h alone."""
+    truth = Truth()
+    truth.change(
+        *map(worker, "abc"), offer("a", "f"), offer("b", "f"), offer("c", "f"), offer("a", "g"), offer("b", "g"),
+        offer("a", "h"),
+    )  # fmt: skip
+    return truth
+
+
+def content_of(truth: Truth) -> Content:
+    content = Content()
+    content.load(truth.rows.values())
+    return content
+
+
+def step(truth: Truth, *puts: wire.Row, drops: list[RowKey]) -> Step:
+    return read_step(truth.change(*puts, drops=drops, reason="bye"))
+
+
+def rows(content: Content) -> dict[RowKey, bytes]:
+    return dict(content.items())
+
+
+def holders(content: Content) -> dict[str, list[str]]:
+    return {function_id: content.holders(function_id) for function_id in content.function_ids()}
+
+
+def dropped(edits: list[Edit] | None) -> list[RowKey]:
+    assert edits is not None
+    return [key for key, _, after in edits if after is None]
+
+
+ALL_OF_A: list[RowKey] = [("a", "f"), ("a", "g"), ("a", "h"), ("a", "")]
+
+
+def test_a_worker_that_leaves_at_once_is_taken_from_what_others_offer_too(truth: Truth) -> None:
+    content = content_of(truth)
+    assert dropped(content.apply(step(truth, drops=ALL_OF_A))) == ALL_OF_A
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+    assert holders(content) == {"f": ["b", "c"], "g": ["b"]}
+
+
+def test_the_last_of_several_providers_takes_the_function_along(truth: Truth) -> None:
+    content = content_of(truth)
+    for worker_id, drops in {
+        "a": ALL_OF_A,
+        "b": [("b", "f"), ("b", "g"), ("b", "")],
+        "c": [("c", "f"), ("c", "")],
+    }.items():
+        content.apply(step(truth, drops=drops))
+        assert worker_id not in content.worker_ids()
+    assert (rows(content), holders(content), content.total) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize(
+    "drops",
+    [
+        [("a", "f"), ("a", "g"), ("a", "")],
+        [("b", "f"), ("a", "f"), ("a", "g"), ("a", "")],
+        [("b", "f"), *ALL_OF_A],
+        [("a", ""), ("a", "f"), ("a", "g"), ("a", "h")],
+    ],
+    ids=["h stays", "b's in place of one", "b's besides", "its own row first"],
+)
+def test_a_delta_that_drops_less_or_more_than_one_whole_worker_does_just_that(
+    truth: Truth, drops: list[RowKey]
+) -> None:
+    content = content_of(truth)
+    assert dropped(content.apply(step(truth, drops=drops))) == drops
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+
+
+def test_a_row_put_for_the_worker_that_leaves_stays(truth: Truth) -> None:
+    content, new = content_of(truth), offer("a", "new")
+    content.apply(step(truth, new, drops=ALL_OF_A))
+    assert rows(content)[key_of(new)] == wire.encode_row(new)
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+
+
+def test_a_row_that_is_dropped_twice_is_counted_once(truth: Truth) -> None:
+    content = content_of(truth)
+    data = truth.change(drops=[("a", "f"), ("a", "g"), ("a", "")], reason="bye")
+    delta = wire.decode_delta(data)
+    twice = Step(delta.seq, delta.digest, delta.reason, {}, (("a", "f"), *delta.drops), len(data))
+    content.apply(twice)
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+
+
+def test_what_others_put_in_the_delta_of_a_leaver_is_there(truth: Truth) -> None:
+    content, promoted = content_of(truth), offer("b", "h")
+    content.apply(step(truth, promoted, drops=ALL_OF_A))
+    assert holders(content) == {"f": ["b", "c"], "g": ["b"], "h": ["b"]}
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+
+
+@pytest.mark.parametrize("drops", [ALL_OF_A, [("a", "h")]], ids=["a whole worker", "one row"])
+def test_a_delta_with_another_digest_changes_nothing(truth: Truth, drops: list[RowKey]) -> None:
+    content = content_of(truth)
+    before, held, total = rows(content), holders(content), content.total
+    good = step(truth, drops=drops)
+    wrong = Step(good.seq, bytes(wire.DIGEST_BYTES), good.reason, good.puts, good.drops, good.size)
+    assert content.apply(wrong) is None
+    assert (rows(content), holders(content), content.total) == (before, held, total)
