@@ -37,6 +37,9 @@ DEFAULT_URL = "tcp://127.0.0.1:5570"
 BURST_MAX = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
 BURST_S = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
 COMPLAIN_S = 1.0  # between two lines about dropped messages
+# The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
+# longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
+GC_THRESHOLDS = (50_000, 20, 100)
 TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
@@ -100,6 +103,7 @@ class Broker:
         """Serves until `stop()`; then everybody is told, and the sockets are closed."""
         gc.collect()
         gc.freeze()  # what was made until now lives as long as the process: the collector need not look at it
+        gc.set_threshold(*GC_THRESHOLDS)
         try:
             while not self._stopping:
                 self._turn(self._poll(self._wait_ms()))
