@@ -439,6 +439,14 @@ def test_a_provider_that_dies_fails_its_calls_at_once_as_possibly_executed() -> 
     assert broker.failures("a") == [(7, "provider_lost", "possibly_executed")]
 
 
+def test_a_call_that_may_have_been_executed_is_not_tried_elsewhere() -> None:
+    broker, a, p = served("f")
+    broker.send("a", a.call(7, "f"))
+    broker.worker("q", "f")
+    broker.die(p)
+    assert (broker.failures("a"), broker.calls("q")) == ([(7, "provider_lost", "possibly_executed")], [])
+
+
 def test_an_idempotent_call_goes_to_another_provider() -> None:
     broker, a, p = served(entry("f", idempotent=True))
     broker.send("a", a.call(7, "f", payload=b"\x05"))

@@ -28,6 +28,7 @@ class Asked:
     peer: Peer
     number: int
     payload: bytes
+    function_id: str
     deadline: float
     no_answer: bool
     ever_sent: bool = False
@@ -149,7 +150,7 @@ class BrokerHost:
     def ask(self, connection: Connection, function_id: str, timeout_s: float, target: str, flags: int) -> None:
         number = next(self.numbers)
         payload = number.to_bytes(4, "big")
-        asked = Asked(connection.peer, number, payload, self.now + timeout_s, bool(flags & wire.NO_ANSWER))
+        asked = Asked(connection.peer, number, payload, function_id, self.now + timeout_s, bool(flags & wire.NO_ANSWER))
         self.asked[payload] = self.open[connection.peer, number] = asked
         remaining_ms = int(timeout_s * 1000)
         call = wire.Call(number, function_id, connection.worker_id, remaining_ms, target, flags, 0, payload)
@@ -158,6 +159,7 @@ class BrokerHost:
     def on_handed(self, connection: Connection, call: wire.Call) -> None:
         asked = self.asked[bytes(call.payload)]
         asked.ever_sent = True
+        assert asked.function_id == "i" or not asked.handed, "only what is idempotent may be handed over twice"
         asked.handed.append(connection.peer)
         connection.calls.append((call.number, asked.payload))
         session = self.core.session_of(connection.worker_id)
