@@ -277,13 +277,11 @@ def decode_delta(data: bytes) -> Delta:
 
 
 def _row_keys(drops: list[Any]) -> tuple[RowKey, ...]:
-    try:
+    if {type(key) for key in drops} <= {list} and {len(key) for key in drops} <= {2}:
         keys = tuple([(worker_id, function_id) for worker_id, function_id in drops])
-    except (TypeError, ValueError) as error:
-        raise ProtocolError("a delta drops [worker_id, function_id]") from error
-    if not {type(part) for key in keys for part in key} <= {str}:
-        raise ProtocolError("a delta drops [worker_id, function_id]")
-    return keys
+        if {type(part) for key in keys for part in key} <= {str}:
+            return keys
+    raise ProtocolError("a delta drops [worker_id, function_id]")
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
