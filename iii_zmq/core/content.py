@@ -63,7 +63,7 @@ class Content:
         self.total = 0
         self._workers: dict[str, bytes] = {}  # worker id -> its row
         self._shares: dict[str, int] = {}  # worker id -> the part of `total` that its rows make
-        self._offers: dict[str, dict[str, bytes]] = {}  # worker id -> function id -> provider row; never an empty one
+        self._offers: dict[str, dict[str, bytes]] = {}  # worker id -> function id -> provider row
         # Function id -> its only provider's worker id, or several in the order in which they came. A dict for each of
         # 100,000 functions would cost as much again as all the rest.
         self._holders: dict[str, str | dict[str, None]] = {}
@@ -163,13 +163,14 @@ class Content:
         if wire.digest_bytes(total) != step.digest:
             return None
         self.total = total
-        self._shares.update(shares)
+        gone = [] if leaver is None else self._drop_worker(leaver)
         for key, _, after in edits:
             if after is None:
                 self._drop(key)
             else:
                 self._put(key, after)
-        return edits if leaver is None else self._drop_worker(leaver) + edits
+        self._keep(shares)
+        return gone + edits
 
     def edits_to(self, other: Content) -> list[Edit]:
         """What turns this content into the other one."""
@@ -189,12 +190,12 @@ class Content:
         if len(drops) != len(offers) + 1 or any(owner == leaver for owner, _ in step.puts):
             return None
         names = {name for owner, name in drops if owner == leaver}
-        return leaver if len(names) == len(drops) and offers.keys() <= names else None
+        return leaver if names >= offers.keys() | {""} else None
 
     def _drop_worker(self, worker_id: str) -> list[Edit]:
         """Every row of the worker goes. What that did."""
         row, offers, holders = self._workers.pop(worker_id), self._offers.pop(worker_id), self._holders
-        del self._ids[worker_id], self._shares[worker_id]
+        del self._ids[worker_id]
         for function_id in offers:
             if isinstance(holders[function_id], str):
                 del holders[function_id]
@@ -212,6 +213,14 @@ class Content:
             if after is not None:
                 shares[owner] += wire.row_hash(after)
         return shares
+
+    def _keep(self, shares: dict[str, int]) -> None:
+        """Remembers the shares of those who still have rows."""
+        for owner, share in shares.items():
+            if owner in self._offers:
+                self._shares[owner] = share
+            else:
+                self._shares.pop(owner, None)
 
     def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
         """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
@@ -235,7 +244,7 @@ class Content:
         else:
             del self._workers[worker_id]
         if not offers and worker_id not in self._workers:
-            del self._offers[worker_id], self._ids[worker_id], self._shares[worker_id]
+            del self._offers[worker_id], self._ids[worker_id]
 
     def _add_holder(self, function_id: str, worker_id: str) -> None:
         """It may be one already."""

@@ -213,6 +213,17 @@ def test_deltas_that_overtake_the_answer_are_applied_after_it(truth: Truth) -> N
     assert kinds(give(replica, [answer])) == [("worker_joined", "c", None)]
 
 
+def test_a_delta_that_overtakes_the_answer_twice_is_held_back_once(truth: Truth) -> None:
+    replica = joined(truth, held_bytes_max=150)
+    replica.expect(2)
+    answer = truth.replay(2, 4)
+    truth.change(worker("c"))
+    for _ in range(5):
+        replica.on_deltas(truth.message())
+    assert kinds(give(replica, [answer])) == [("worker_joined", "c", None)]
+    assert replica.complete
+
+
 def test_a_hole_behind_the_answer_is_a_gap_again(truth: Truth) -> None:
     replica = joined(truth)
     replica.expect(2)
@@ -651,6 +662,73 @@ def test_a_delta_tells_joining_first_and_leaving_last_all_with_one_seq(truth: Tr
         Change("worker_changed", None, "b", "B", None, "e", 5, None),
         Change("worker_left", None, "a", "A", "replaced", "e", 5, None),
     ]
+
+
+def test_a_worker_that_leaves_and_a_drop_of_what_was_never_there_are_two_things(truth: Truth) -> None:
+    """The delta has as many drops as the worker has rows, and the last is its own row: but one of them is not its."""
+    replica = joined(truth)
+    digest = digest_of(row for key, row in truth.rows.items() if key not in {("a", "f"), ("a", "")})
+    delta = wire.encode_delta(wire.Delta(5, digest, "died", (), (("a", "f"), ("a", "x"), ("a", ""))))
+    changes = replica.on_deltas(wire.Deltas(0, "e", [delta]))
+    assert kinds(changes) == [("function_removed", "a", "f"), ("worker_left", "a", None)]
+    assert list(replica.functions) == ["f", "g"]
+
+
+def test_a_worker_whose_only_row_was_exchanged_for_another_may_leave(truth: Truth) -> None:
+    replica = joined(truth)
+    truth.change(offer("c", "x"))
+    truth.change(offer("c", "y"), drops=[("c", "x")])
+    truth.change(worker("c"))
+    truth.change(drops=[("c", "y"), ("c", "")], reason="bye")
+    replica.on_deltas(truth.message(5, 6, 7, 8))
+    assert is_at(replica, truth)
+
+
+A_F, A_G, A_ROW = ("a", "f"), ("a", "g"), ("a", "")
+
+
+@pytest.mark.parametrize(
+    "drops",
+    [(A_F, A_G, A_ROW), (A_G, A_F, A_ROW), (A_ROW, A_F, A_G)],
+    ids=["as the broker names them", "in another order", "the worker first"],
+)
+def test_a_worker_leaves_with_all_its_rows_and_no_others(truth: Truth, drops: tuple[wire.RowKey, ...]) -> None:
+    replica = joined(truth)
+    truth.change(drops=drops, reason="died")
+    changes = replica.on_deltas(truth.message())
+    assert sorted(change[:6] for change in changes) == [
+        ("function_removed", "f", "a", "A", "died", "e"),
+        ("function_removed", "g", "a", "A", "died", "e"),
+        ("worker_left", None, "a", "A", "died", "e"),
+    ]
+    assert changes[-1].kind == "worker_left"
+    assert is_at(replica, truth)
+    assert (set(replica.functions), set(replica.workers)) == ({"f"}, {"b"})
+    truth.change(worker("a"), offer("a", "g"))
+    assert kinds(replica.on_deltas(truth.message())) == [("worker_joined", "a", None), ("function_added", "a", "g")]
+
+
+@pytest.mark.parametrize(
+    ("drops", "puts"),
+    [
+        ((A_F, A_ROW), ()),
+        ((("b", "f"), A_F, A_ROW), ()),
+        ((("b", "f"), A_F, A_G, A_ROW), ()),
+        ((A_F, A_G, A_ROW), (offer("a", "h"),)),
+        ((A_F, A_G, A_ROW), (worker("c"), offer("b", "f", "promoted"))),
+    ],
+    ids=["not all", "as many of others too", "others too", "a new one comes", "others get new ones"],
+)
+def test_dropping_a_workers_row_drops_what_the_delta_names_and_no_more(
+    truth: Truth, drops: tuple[wire.RowKey, ...], puts: tuple[wire.Row, ...]
+) -> None:
+    replica = joined(truth)
+    truth.change(*puts, drops=drops, reason="died")
+    assert len(replica.on_deltas(truth.message())) == len(drops) + len(puts)
+    assert is_at(replica, truth)
+    offers = {(worker_id, name) for worker_id, name in truth.rows if name}
+    shown = {(one.worker_id, name) for name, function in replica.functions.items() for one in function.providers}
+    assert shown == offers
 
 
 def test_a_promotion_is_a_change_of_the_function(truth: Truth) -> None:
