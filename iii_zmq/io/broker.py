@@ -36,6 +36,7 @@ log = logging.getLogger("iii_zmq.broker")
 DEFAULT_URL = "tcp://127.0.0.1:5570"
 BURST_MAX = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
 BURST_S = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
+CLOSING_S = 0.1  # for peers to read the last words: a DEALER with IMMEDIATE drops what is unread with its connection
 COMPLAIN_S = 1.0  # between two lines about dropped messages
 # The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
 # longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
@@ -109,6 +110,7 @@ class Broker:
                 self._turn(self._poll(self._wait_ms()))
             self.core.close()
             self._send_outbox()
+            time.sleep(CLOSING_S)
         finally:
             self.close()
 

@@ -1,0 +1,285 @@
+"""The broker's shell over real sockets: strangers' bytes, deaths, pauses, addresses and its own end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from iii_zmq import wire
+from iii_zmq.io.broker import AddressInUse, Broker, default_stream_url
+from tests.net.brokers import RunningBroker, running_broker
+from tests.net.raw import HEARTBEAT_MS, NIL, TTL_MS, RawPeer, has_left, raw_worker
+
+pytestmark = pytest.mark.net
+
+SLACK_S = 0.5  # for a busy machine
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RunningBroker]:
+    with running_broker() as served:
+        yield served
+
+
+@pytest.fixture
+def peer(broker: RunningBroker) -> Iterator[RawPeer]:
+    with RawPeer(broker.url) as one:
+        yield one.join("peer", f"f-{time.monotonic_ns()}", observer=False)
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("tcp://").rsplit(":", 1)
+    return host, int(port)
+
+
+def wait_until_counted(peer: RawPeer, name: str, count: int) -> None:
+    until = time.monotonic() + 5.0
+    while peer.counters(name)[0] < count:
+        assert time.monotonic() < until, f"{name} is {peer.counters(name)}, not {count}"
+        time.sleep(0.005)
+
+
+# -- strangers ---------------------------------------------------------------------------------------------------------
+
+GARBAGE: list[list[bytes]] = [
+    [b""],
+    [b"", b"what a REQ sends"],
+    [b"i3"],
+    [b"GET / HTTP/1.1\r\n\r\n"],
+    [os.urandom(300)],
+    [b"i3\x02\x01" + bytes(12)],  # another version
+    [b"i3\x01\xff" + bytes(12)],  # an unknown kind
+    [b"i3\x01\x01\xff\xff\xff\xff" + bytes(8)],  # a header longer than the frame
+    [wire.encode(wire.Bye(1))[0], b"a payload where there is none"],
+    [wire.encode(wire.Result(1, NIL))[0], b"a second payload"],
+    [b"1", b"2", b"3"],
+    [bytes([number]) for number in range(200)],
+]
+
+
+@pytest.mark.parametrize("frames", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_is_counted_and_the_rest_goes_on(broker: RunningBroker, peer: RawPeer, frames: list[bytes]) -> None:
+    (before,) = peer.counters("malformed")
+    with RawPeer(broker.url) as stranger:
+        stranger.send_frames(*frames)
+        stranger.send(wire.Heartbeat(7, "", 0, 0, 0))
+        assert stranger.read(wire.Unknown) == wire.Unknown(7, wire.Heartbeat.KIND)  # read as a message of its own
+    assert peer.counters("malformed") == [before + 1]
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"\xff" * 1000])
+def test_bytes_that_are_no_zmtp_are_cut_off(broker: RunningBroker, peer: RawPeer, data: bytes) -> None:
+    for url in (broker.url, broker.stream_url):
+        with socket.create_connection(host_and_port(url), timeout=5.0) as stranger:
+            stranger.sendall(data)
+    assert peer.status()["epoch"] == broker.epoch
+
+
+def test_a_frame_above_the_limit_costs_its_sender_the_connection(broker: RunningBroker, peer: RawPeer) -> None:
+    with RawPeer(broker.url) as stranger:
+        stranger.join("large", observer=True)
+        stranger.send_frames(bytes(wire.PAYLOAD_BYTES_MAX + wire.INLINE_BYTES_MAX + 1))
+        time.sleep(0.3)
+        stranger.send(wire.Heartbeat(7, "", 0, 0, 0))
+        assert stranger.read(wire.Unknown).number == 7  # it is a stranger again
+    assert peer.status()["epoch"] == broker.epoch
+
+
+def test_garbage_on_the_stream_is_counted_and_the_rest_goes_on(broker: RunningBroker, peer: RawPeer) -> None:
+    (before,) = peer.counters("malformed")
+    with zmq.Context() as context, context.socket(zmq.XSUB) as stranger:
+        stranger.linger = 0
+        stranger.connect(broker.stream_url)
+        for data in (b"\x01", b"\x01" + bytes(500), b"\x01w|\xff", b"\x00w|nobody", b"\x02what?", b"what?"):
+            stranger.send(data)
+        stranger.send_multipart([b"\x01w|a", b"b"])
+        wait_until_counted(peer, "malformed", before + 2)
+    assert peer.status()["epoch"] == broker.epoch
+
+
+def test_a_peer_that_names_itself_like_the_stream_is_a_peer(broker: RunningBroker) -> None:
+    with RawPeer(broker.url, routing_id=wire.STREAM_TOPIC) as stranger:
+        assert stranger.join("named").status()["epoch"] == broker.epoch
+
+
+def test_a_large_payload_comes_back_as_it_was_sent(broker: RunningBroker, peer: RawPeer) -> None:
+    payload = wire.pack(os.urandom(1_000_000))
+    with raw_worker(broker, "large"):
+        peer.call("large", payload)
+        assert bytes(peer.read(wire.Result).payload) == payload
+
+
+# -- deaths and pauses -------------------------------------------------------------------------------------------------
+
+
+def test_a_result_sent_just_before_the_process_died_counts(peer: RawPeer, broker: RunningBroker) -> None:
+    # 1. The broker is stopped.  2. The worker answers, and is killed.  3. The broker goes on: both connections are
+    # gone, and the result lies unread in its ROUTER.
+    with raw_worker(broker, "last-words", 0.2) as worker:
+        peer.call("last-words", b"\x05")
+        time.sleep(0.1)  # the worker has it, and works
+        os.kill(broker.pid, signal.SIGSTOP)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "answered\n"
+        time.sleep(0.1)
+        worker.kill()
+        worker.wait()
+        time.sleep(0.1)
+        os.kill(broker.pid, signal.SIGCONT)
+        answer = peer.read(wire.Result, wire.Failure)
+    assert answer == wire.Result(answer.number, b"\x05")
+
+
+def test_a_killed_provider_is_known_at_once_with_the_fate_of_its_calls(peer: RawPeer, broker: RunningBroker) -> None:
+    with raw_worker(broker, "killed", 10.0) as worker:
+        peer.call("killed")
+        time.sleep(0.1)
+        worker.kill()
+        began = time.monotonic()
+        failure = peer.read(wire.Failure)
+        took_s = time.monotonic() - began
+    assert (failure.code, failure.fate) == ("provider_lost", "possibly_executed")
+    assert took_s < 0.05 + SLACK_S
+
+
+@pytest.mark.slow
+def test_a_stopped_provider_under_traffic_is_dropped_within_the_ttl_and_a_beat(broker: RunningBroker) -> None:
+    with RawPeer(broker.url) as peer, raw_worker(broker, "stopped") as worker:
+        peer.join("caller")
+        for _ in range(100):  # for longer than a heartbeat: before its first PING a connection has no TTL
+            peer.call("stopped", timeout_s=5.0)
+            peer.read(wire.Result)
+            time.sleep(0.01)
+        while peer.read_stream(0.0) is not None:
+            pass
+        worker.send_signal(signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        while not saw_leave(peer):
+            peer.call("stopped", timeout_s=5.0)
+            time.sleep(0.01)
+            assert time.monotonic() - stopped_at < 10.0
+        took_s = time.monotonic() - stopped_at
+    assert took_s < (TTL_MS + HEARTBEAT_MS) / 1000 + SLACK_S
+
+
+def saw_leave(peer: RawPeer) -> bool:
+    message = peer.read_stream(0.0)
+    return isinstance(message, wire.Deltas) and any(has_left(wire.decode_delta(data)) for data in message.deltas)
+
+
+@pytest.mark.slow
+def test_after_a_pause_of_the_broker_rows_are_taken_over_without_a_leave() -> None:
+    with running_broker("--ttl", "1", "--heartbeat", "0.25") as broker, RawPeer(broker.url, ttl_ms=1000) as peer:
+        peer.join("sleeper", "f")
+        first = peer.welcome
+        assert first is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(broker.pid, signal.SIGCONT)
+        until = time.monotonic() + 5.0
+        while (message := peer.read_any(0.05)) is None or not isinstance(message, wire.Unknown):
+            peer.send(wire.Heartbeat(0, "", 0, 0, 0))
+            assert time.monotonic() < until
+        welcome = peer.hello("sleeper", functions=wire.functions_digest([wire.encode_entry(wire.FunctionEntry("f"))]))
+        assert (welcome.kept, welcome.worker_id) == (True, first.worker_id)
+        peer.subscribe()
+        counters = peer.counters("pauses", "kept", "left_died", "left_silent", "left_replaced")
+        assert (counters[0] >= 1, counters[1:]) == (True, [1, 0, 0, 0])
+        peer.call("f")
+        assert peer.read(wire.Call).function_id == "f"
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def test_port_0_takes_free_ports_and_tells_them(broker: RunningBroker) -> None:
+    ports = [host_and_port(url)[1] for url in (broker.url, broker.stream_url)]
+    assert ports[0] != ports[1]
+    assert min(ports) > 0
+
+
+def test_a_port_that_is_taken_is_told(broker: RunningBroker) -> None:
+    second = Broker(broker.url, "tcp://127.0.0.1:0")
+    with pytest.raises(AddressInUse, match="is taken"):
+        second.bind()
+    second.close()
+
+
+def test_an_ipc_path_that_is_served_is_not_stolen_and_one_of_a_dead_broker_is_free(tmp_path: Path) -> None:
+    url = f"ipc://{tmp_path}/broker"
+    with running_broker(url=url) as first:
+        second = Broker(url)
+        with pytest.raises(AddressInUse, match="another broker serves it"):
+            second.bind()
+        second.close()
+        with RawPeer(url) as peer:
+            assert peer.join("peer").status()["epoch"] == first.epoch
+        first.process.kill()
+        first.process.wait()
+        with running_broker(url=url) as third, RawPeer(url) as peer:
+            assert peer.join("peer").status()["epoch"] == third.epoch
+
+
+def test_a_stream_that_can_not_be_bound_frees_the_first_address(broker: RunningBroker, tmp_path: Path) -> None:
+    url = f"ipc://{tmp_path}/broker"
+    second = Broker(url, broker.stream_url)
+    with pytest.raises(AddressInUse):
+        second.bind()
+    second.close()
+    third = Broker(url)
+    third.bind()
+    third.close()
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1", "tcp://:5570", "http://x:1", "ipc://", "tcp://127.0.0.1:65535", ""])
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(ValueError, match=r"(is no address to serve|give --stream-url)"):
+        default_stream_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "stream_url"),
+    [
+        ("tcp://127.0.0.1:5570", "tcp://127.0.0.1:5571"),
+        ("tcp://*:0", "tcp://*:0"),
+        ("ipc:///tmp/x", "ipc:///tmp/x.stream"),
+    ],
+)
+def test_the_streams_default_address(url: str, stream_url: str) -> None:
+    assert default_stream_url(url) == stream_url
+
+
+# -- its own end -------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_tells_everyone_fails_open_calls_and_ends() -> None:
+    # The sockets were closed at once. A DEALER with IMMEDIATE drops what is unread with its connection, so that every
+    # other caller never heard of the fate of its call, although it had arrived.
+    with running_broker() as broker, RawPeer(broker.url) as peer:
+        peer.join("peer", "mine")
+        peer.call("mine")
+        peer.read(wire.Call)
+        broker.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        failure = peer.read(wire.Failure)
+        assert (failure.code, failure.fate) == ("broker_lost", "possibly_executed")
+        while not isinstance(heard := peer.read_stream(5.0), wire.Closing):
+            assert heard is not None
+        assert (heard.epoch, broker.process.wait(5.0)) == (broker.epoch, 0)
+
+
+def test_a_broker_that_nobody_uses_sleeps(broker: RunningBroker) -> None:
+    def cpu_s() -> float:
+        fields = Path(f"/proc/{broker.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = cpu_s()
+    time.sleep(1.0)
+    assert cpu_s() - before < 0.1
