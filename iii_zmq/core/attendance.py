@@ -67,7 +67,7 @@ class Attendance:
             return
         hello.credit = min(hello.credit, CREDIT_MAX)
         here = self._sessions.by_peer.get(peer)
-        old = self._sessions.by_token.get(hello.token)
+        old = self._named_by(hello)
         kept = old is not None and self._keeps_rows(old, hello)
         if old is not None and old is here and kept:
             session = self._renew(old, hello, now)
@@ -173,6 +173,14 @@ class Attendance:
         if self._sessions.is_full_for(peer):
             return errors.LIMIT, f"the broker holds {SESSIONS_MAX} sessions, which is its limit"
         return hello_refusal(hello)
+
+    def _named_by(self, hello: wire.Hello) -> Session | None:
+        """The session that the token names. By the token before only for who asks anew: one of two Hellos that were
+        read in the other order, from the connection that the worker has left, is not to take the session back there."""
+        old = self._sessions.by_token.get(hello.token)
+        if old is not None and hello.token == old.token_before and hello.number < old.hello.number:
+            return None
+        return old
 
     def _keeps_rows(self, old: Session, hello: wire.Hello) -> bool:
         """Whether the rows of the session can stay as they are for the one that follows it."""

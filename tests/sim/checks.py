@@ -30,6 +30,7 @@ Rows = dict[RowKey, bytes]
 
 CHECKPOINT_EVERY = 64
 DEADLINE_SLACK_S = 0.002  # a shell waits in whole milliseconds
+IMPATIENT_S = 3.0
 ROWS_EVERY = 16  # looks at a replica between two comparisons of all its rows
 
 LEAVING = ("bye", "died", "silent", "replaced")
@@ -455,6 +456,7 @@ class RouteCheck:
         self._arrived: dict[tuple[bytes, int], None] = {}  # results that lie in the ROUTER
         self._seq_before = 0
         self._heard_hello = False
+        self.impatient_until = 0.0  # a loss was told before all messages were read: results may be lost
         self._turn = 0
         self._closed: dict[int, int] = {}  # call id -> the turn in which nobody waited for it any more
         self._byes: list[str] = []  # worker ids
@@ -516,19 +518,19 @@ class RouteCheck:
                 call.hand_overs -= 1
                 call.provider = None
 
-    def on_sent(self, peer: bytes, message: wire.Message) -> None:
+    def on_sent(self, peer: bytes, message: wire.Message, now: float) -> None:
         match message:
             case wire.Welcome():
                 self._workers[peer] = message.worker_id
             case wire.Call():
                 self._on_hand_over(peer, message)
             case wire.Result():
-                self._on_outcome(peer, message.number, None)
+                self._on_outcome(peer, message.number, None, now)
             case wire.Failure():
-                self._on_outcome(peer, message.number, message)
+                self._on_outcome(peer, message.number, message, now)
             case wire.Unknown():
                 if message.kind == wire.Call.KIND:
-                    self._on_outcome(peer, message.number, None)
+                    self._on_outcome(peer, message.number, None, now)
             case _:
                 pass
 
@@ -574,7 +576,7 @@ class RouteCheck:
                 return False
         return True
 
-    def _on_outcome(self, peer: bytes, number: int, failure: wire.Failure | None) -> None:
+    def _on_outcome(self, peer: bytes, number: int, failure: wire.Failure | None, now: float) -> None:
         call = self._open.get((peer, number))
         if call is None:
             return  # asked of the broker itself, or answered in the turn in which it was given up; the caller counts
@@ -584,7 +586,8 @@ class RouteCheck:
             for route, call_id in self._handed.get(call.provider, {}).items():
                 is_here = call_id == call.call_id and (call.provider[0], route) in self._arrived
                 text = f"call {call_id} failed as provider_lost, but its result had arrived"
-                require(not is_here or self._heard_hello, text)
+                is_excused = self._heard_hello or now < self.impatient_until
+                require(not is_here or is_excused, text)
         self._close(call)
 
     def _check_no_provider(self, call: _Open) -> None:
@@ -610,7 +613,8 @@ class RouteCheck:
         for call in list(self._open.values()):
             if not self._is_here(call.caller):
                 self._close(call)
-                if self._core.session_of(call.caller[1]) is not None:
+                session = self._core.session_of(call.caller[1])
+                if session is not None and session.peer == call.caller[0]:
                     del self._closed[call.call_id]  # held: what was still read of it may have been accepted
                 continue
             is_late = now > call.deadline + DEADLINE_SLACK_S and not call.is_no_answer
@@ -689,6 +693,12 @@ class Checks:
         assert self._answers is not None
         self._answers.on_presence(topic)
 
+    def on_bad_news(self, is_drained: bool) -> None:
+        """Losses are told now, after the ROUTER was read empty, or because it never is."""
+        assert self._routes is not None
+        if not is_drained:
+            self._routes.impatient_until = self._clock.now + IMPATIENT_S
+
     def on_undelivered(self, message: wire.Message) -> None:
         assert self._routes is not None
         self._routes.on_undelivered(message)
@@ -728,7 +738,7 @@ class Checks:
     def on_broker_sends(self, core: BrokerCore, peer: bytes, message: wire.Message, now: float) -> None:
         assert self._answers is not None
         assert self._routes is not None
-        self._routes.on_sent(peer, message)
+        self._routes.on_sent(peer, message, now)
         match message:
             case wire.Welcome():
                 self._answers.on_welcome(peer, message)

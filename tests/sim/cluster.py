@@ -178,6 +178,7 @@ class BrokerHost(Listener):
         if not is_drained and self._undrained_turns < UNDRAINED_TURNS_MAX:
             return
         self._undrained_turns = 0
+        self._checks.on_bad_news(is_drained)
         lost, self._lost = self._lost, {}
         undelivered, self._undelivered = self._undelivered, []
         for topic in lost:

@@ -7,6 +7,7 @@ from itertools import count
 from iii_zmq import wire
 from iii_zmq.core.changes import Position
 from iii_zmq.core.offers import Offers
+from iii_zmq.core.session import Subscribed
 from iii_zmq.core.signals import BROKER, Events, Outbox, Settled
 from tests.core.brokerage import Brokerage, entry
 
@@ -117,3 +118,26 @@ def test_who_loses_a_call_is_not_sent_its_heirs_fence() -> None:
     broker.turn()
     (to_a,), (to_b,) = broker.calls("a"), broker.calls("b")
     assert (to_a.fence, to_b.fence) == (fence_of_a, broker.core.registry.seq)
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_hello_from_the_connection_before_does_not_take_the_session_back() -> None:
+    """Seed 797: while the broker slept, a worker said Hello, lost the connection, and said Hello on a new one.
+
+    1 the broker wakes and reads the later Hello first: the ROUTER keeps an order only within a connection
+    2 it reads the earlier Hello, with the token that the worker knew then
+    3 the session went back to a connection that is gone, and the worker, on the new one, was nobody
+    """
+    broker = Brokerage()
+    broker.worker("other")
+    before = broker.worker("before", "f", name="w")
+    said = {"name": "w", "token": before.token, "functions": wire.functions_digest([entry("f")])}
+    broker.core.receive(b"after", broker.hello("after", number=53, **said), broker.now)
+    broker.core.receive(b"before", broker.hello("before", number=43, **said), broker.now)
+    broker.turn()
+    welcome = broker.last("after", wire.Welcome)
+    broker.hear(Subscribed(wire.presence_topic(welcome.token)))
+    broker.send("other", wire.Call(1, "f", broker.id_of("other"), 1000, "", 0, 0, wire.pack(None)))
+    assert [call.function_id for call in broker.calls("after")] == ["f"]
