@@ -15,6 +15,7 @@ from iii_zmq.core.liveness import HOLD_S
 from .checks import require
 from .cluster import Cluster, WorkerHost
 from .network import Connection
+from .users import FUNCTIONS
 
 PROMPT_S = 0.05  # a death is known in milliseconds: here after the network's delays, and a probe that "succeeded"
 SLACK_S = 0.3  # on top of what heartbeats and TTL explain: delays, and turns of loops
@@ -43,6 +44,25 @@ class Faults:
         self._kinds = [strike for _, strike in kinds]
         # A life in which some things never happen and others often finds more than one with a bit of everything.
         self._weights = [weight * self._rng.choice((0, 1, 1, 5)) for weight, _ in kinds]
+
+        # What one of them leads to is known exactly when nothing else happens.
+        self.blows: list[Callable[[], None]] = [
+            self.kill_worker,
+            partial(self.stop_worker, 5.0),
+            partial(self.stick_worker, 5.0),
+            partial(self.cut_path, 5.0),
+            partial(self.stop_broker, 5.0),
+            self.cut_after_register,
+            self.kill_broker,
+            self.cut_connections,
+        ]
+
+    def begin_again(self) -> None:
+        """Peace has lasted: whatever was wrong before is over."""
+        self._is_over = False
+        self._broker_disturbed_at = -CALM_S
+        for worker in self._cluster.workers.values():
+            worker.disturbed_at = -CALM_S
 
     def strike(self) -> None:
         if any(self._weights):
@@ -103,13 +123,13 @@ class Faults:
         worker.soon(worker.user.leave)
         self._clock.after(self._rng.uniform(0, 2.0), self._replace)
 
-    def stop_worker(self) -> None:
+    def stop_worker(self, span_s: float | None = None) -> None:
         worker = self._some_worker()
         if worker is None or worker.stopped:
             return
         is_calm = self._is_calm(worker)
         self._disturb(worker)
-        span_s = self._span(0.05, 6.0)
+        span_s = self._span(0.05, 6.0) if span_s is None else span_s
         self._note(f"{worker.name} is stopped for {span_s:.2f} s")
         worker.stop()
         if is_calm and span_s > self._silence_s():
@@ -122,14 +142,14 @@ class Faults:
             self._disturb(worker)
             worker.resume()
 
-    def stick_worker(self) -> None:
+    def stick_worker(self, span_s: float | None = None) -> None:
         """Its Python is stuck in a handler; its I/O thread is not."""
         worker = self._some_worker()
         if worker is None or worker.stopped:
             return
         is_calm = self._is_calm(worker)
         self._disturb(worker)
-        span_s = self._span(0.02, 8.0)
+        span_s = self._span(0.02, 8.0) if span_s is None else span_s
         self._note(f"{worker.name} is stuck for {span_s:.2f} s")
         worker.busy_until = self._clock.now + span_s
         self._clock.at(worker.busy_until, partial(self._disturb, worker))
@@ -155,12 +175,12 @@ class Faults:
             self._disturb_broker()
             self._cluster.start_broker()
 
-    def stop_broker(self) -> None:
+    def stop_broker(self, span_s: float | None = None) -> None:
         broker = self._cluster.broker
         if broker is None or broker.stopped or broker.busy_until > self._clock.now:
             return
         self._disturb_broker()
-        span_s = self._span(0.05, 6.0)
+        span_s = self._span(0.05, 6.0) if span_s is None else span_s
         self._note(f"the broker is stopped for {span_s:.2f} s")
         broker.stop()
         broker.stopped_at = self._clock.now
@@ -189,13 +209,13 @@ class Faults:
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
-    def cut_path(self) -> None:
+    def cut_path(self, span_s: float | None = None) -> None:
         worker = self._some_worker()
         if worker is None or worker.path.cut:
             return
         is_calm = self._is_calm(worker)
         self._disturb(worker)
-        span_s = self._span(0.05, 6.0)
+        span_s = self._span(0.05, 6.0) if span_s is None else span_s
         self._note(f"{worker.name} is cut off for {span_s:.2f} s")
         worker.path.cut = True
         if is_calm and span_s > self._silence_s():
@@ -246,6 +266,8 @@ class Faults:
         if worker is not None:
             wait_s = self._rng.uniform(0.0005, 0.003)
             worker.ambush = wire.Register, lambda: self._cut_soon(worker, wait_s)
+            if worker.user is not None and not worker.core.profile.observer:
+                worker.soon(partial(worker.user.register, [self._rng.choice(FUNCTIONS)]))
 
     def _cut_soon(self, worker: WorkerHost, wait_s: float) -> None:
         for connection in self._connections(worker):

@@ -23,6 +23,7 @@ PEACE_MIN_S = 3.5  # until a half-open connection is noticed
 PEACE_MAX_S = 20.0  # until everything is quiet: reconnecting with backoff, a lost presence, drains
 LOOK_EVERY_S = 0.25
 REPAIR_MAX_S = 1.0
+BLOW_S = 6.5
 CALL_MAX_S = 3.0
 LEAVE_MAX_S = 5.0
 TRACE_LINES = 160
@@ -166,10 +167,26 @@ class Simulation:
         self._wait_until_quiet()
         self._check_ledger()
         self._spoil_everything()
+        self._check_all()
+        self._strike_once()
+        self._check_all()
+        self._leave()
+
+    def _check_all(self) -> None:
+        """What was acknowledged is there, nothing else is, and all of it can be called."""
         self._check_content()
         self._call_everything()
         self._wait_until_quiet()
-        self._leave()
+
+    def _strike_once(self) -> None:
+        """One fault amid peace, so that nothing else can excuse what follows from it; then peace again."""
+        blow = self.rng.choice(self.faults.blows)
+        self.faults.begin_again()
+        blow()
+        self.cluster.clock.run_for(BLOW_S)
+        self.faults.end()
+        self.cluster.clock.run_for(PEACE_MIN_S)
+        self._wait_until_quiet()
 
     def _leave(self) -> None:
         """All go, one after the other: whatever they left behind would stay for ever."""
