@@ -71,6 +71,8 @@ class BrokerCore:
         self._engine = Engine(self)
         self._started_at: float | None = None
         self._beacon_at = 0.0
+        self._publish_at = 0.0  # not before this, unless a beacon is due: it must not tell of what was not published
+        self._now = 0.0
         self._due_at: float | None = None  # when the shell was to call at the latest
 
     # -- the one interface ---------------------------------------------------------------------------------------------
@@ -93,6 +95,7 @@ class BrokerCore:
     def tick(self, now: float) -> None:
         """Does what is due."""
         self._notice_pause(now)
+        self._now = now
         if now >= self._alarm.at or self._draining:
             self._do_what_is_due(now)
             self._alarm.at = self._earliest()
@@ -103,7 +106,7 @@ class BrokerCore:
         return self._alarm.at
 
     def take_outbox(self) -> Outbox:
-        """What to send, in order. The deltas of this turn go first: what is acknowledged was published before."""
+        """What to send, in order. Deltas go first: what is acknowledged was published before, or soon is."""
         sent = [*self._publish(), *self._outbox]
         self._outbox.clear()
         return sent
@@ -111,6 +114,7 @@ class BrokerCore:
     def close(self, text: str = "the broker is closing") -> None:
         """Fails all open calls with their fate and tells everyone. Nothing is accepted afterwards."""
         self._attendance.closing = True
+        self._publish_at = 0.0
         self._calls.fail_all(text)
         self._outbox.append((EVERYONE, wire.Closing(0, self.registry.epoch)))
 
@@ -248,6 +252,7 @@ class BrokerCore:
         self._draining.advance(now)
         self._answers.tick(now)
         if now >= self._beacon_at:
+            self._publish_at = now
             beacon = wire.Beacon(0, self.registry.epoch, self.registry.seq, self.registry.digest)
             self._outbox.append((EVERYONE, beacon))
             self._beacon_at = now + self.settings.heartbeat_s
@@ -260,7 +265,16 @@ class BrokerCore:
         return first
 
     def _publish(self) -> Outbox:
-        """The fresh deltas in one message, or in a few when they are many."""
+        """The fresh deltas in one message, or in a few when they are many.
+
+        Under a flood of changes they are gathered for a moment: each message wakes every worker there is.
+        """
+        if not self.registry.history.has_fresh:
+            return []
+        if self._now < self._publish_at:
+            self._alarm.no_later_than(self._publish_at)
+            return []
+        self._publish_at = self._now + self.settings.gather_s
         published: Outbox = []
         batch: list[bytes] = []
         size = 0

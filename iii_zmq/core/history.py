@@ -44,6 +44,11 @@ class History:
             return None
         return list(islice(self._deltas, len(self._deltas) - (self.seq - seq), None))
 
+    @property
+    def has_fresh(self) -> bool:
+        """Whether `take_fresh` has any."""
+        return bool(self._fresh)
+
     def take_fresh(self) -> list[bytes]:
         """The packed deltas since the last time this was asked, to be published in this order."""
         fresh, self._fresh = self._fresh, []

@@ -41,6 +41,7 @@ COMPLAIN_S = 1.0  # between two lines about dropped messages
 # The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
 # longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
 GC_THRESHOLDS = (50_000, 20, 100)
+GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: an idle registry's never wait
 TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
@@ -65,7 +66,7 @@ class Broker:
         self.stream_url = stream_url or default_stream_url(url)
         self._advertised = stream_url
         self.epoch = secrets.token_hex(8)
-        self._settings = Settings(heartbeat_s=heartbeat_s, ttl_s=ttl_s, version=__version__)
+        self._settings = Settings(heartbeat_s=heartbeat_s, ttl_s=ttl_s, version=__version__, gather_s=GATHER_S)
         self._context = sockets.new_context()
         ttl_ms = round(ttl_s * 1000)
         self._router = sockets.router(self._context, ttl_ms)
