@@ -1,12 +1,13 @@
-"""Calls between acceptance and outcome: who is handed which, and what a failed one is told.
+"""Calls between acceptance and outcome: who is handed which, and when one goes to another provider.
 
     caller --Call(n)--> broker: a Route is recorded, then  --Call(route number)--> provider
     provider --Result(route number)--> broker: the Route is found under that provider only --Result(n)--> caller
 
 Invariant: nothing waits in a queue that a routable provider with room may have. So a new call may go straight to a
 provider with room without overtaking an earlier one that would have gone there. The route's own invariants are in
-routes.py. Who is here and who is alive is decided elsewhere, and told by `provider_gone`, `caller_gone`, `dispatch`
-(this provider may have room) and `review` (a function's providers changed).
+routes.py; what its caller is told in the end, in outcomes.py. Who is here and who is alive is decided elsewhere, and
+told by `provider_gone`, `caller_gone`, `dispatch` (this provider may have room) and `review` (a function's providers
+changed).
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import errors, wire
-from ..errors import Fate
-from . import routes
 from .choice import Choice
 from .deadlines import Alarm, Deadlines
+from .outcomes import Outcomes
 from .queues import Queues
 from .registry import Provider, Registry
 from .routes import KEEP_BYTES_MAX, OPEN_CALLS_MAX, REMAINING_MS_MAX, Route
@@ -37,10 +37,10 @@ class Calls:
         self._outbox = outbox
         self._counters = counters
         self._numbers = 0
-        self._kept_bytes = 0
         self._queues = Queues(registry, sessions)
         self._choice = Choice(registry, sessions)
         self._deadlines: Deadlines[Route] = Deadlines(alarm)
+        self._outcomes = Outcomes(registry, self._queues, self._deadlines, outbox, counters)
 
     # -- from callers --------------------------------------------------------------------------------------------------
 
@@ -52,11 +52,12 @@ class Calls:
             self._counters["unexpected"] += 1  # an answer could not be told from the first one's: no answer
             return
         if len(caller.open) >= OPEN_CALLS_MAX:
-            self._refuse(caller, number, errors.BUSY, f"{OPEN_CALLS_MAX} calls are open already, which is the limit")
+            text = f"{OPEN_CALLS_MAX} calls are open already, which is the limit"
+            self._outcomes.refuse(caller, number, errors.BUSY, text)
             return
         if call.caller != caller.worker_id:
             self._counters["forged"] += 1
-            self._refuse(caller, number, errors.INVALID, "the caller's worker id is not this session's")
+            self._outcomes.refuse(caller, number, errors.INVALID, "the caller's worker id is not this session's")
             return
         self._numbers += 1
         deadline = now + min(call.remaining_ms, REMAINING_MS_MAX) / 1000
@@ -71,7 +72,7 @@ class Calls:
         route = caller.open.pop(number, None)
         if route is not None:
             self._counters["calls_cancelled"] += 1
-            self._give_up(route)
+            self._outcomes.given_up(route)
 
     # -- from providers ------------------------------------------------------------------------------------------------
 
@@ -79,11 +80,7 @@ class Calls:
         """The handler's answer, passed on if its caller still waits."""
         route = self._finished(provider, result.number)
         if route is not None:
-            caller, number = self._settle(route)
-            self._counters["results"] += 1
-            if not route.no_answer:
-                result.number = number
-                self._outbox.append((caller.peer, result))
+            self._outcomes.result(route, result)
         if provider.waiting:
             self.dispatch(provider, now)
 
@@ -95,9 +92,9 @@ class Calls:
                 route.hand_overs -= 1
             if failure.fate != "not_handed_over" or failure.code != errors.NO_PROVIDER:
                 fate = route.fate if failure.fate == "not_handed_over" else failure.fate
-                self._fail(route, failure.code, fate, failure.text, failure.type)
+                self._outcomes.fail(route, failure.code, fate, failure.text, failure.type)
             elif not self._reroute(route, provider, now):
-                self._no_provider(route)
+                self._outcomes.no_provider(route)
         if provider.waiting:
             self.dispatch(provider, now)
 
@@ -116,13 +113,13 @@ class Calls:
         gone, provider.in_flight = list(provider.in_flight.values()), {}
         for route in gone:
             if route.caller is not None and not (route.idempotent and self._reroute(route, provider, now)):
-                self._provider_lost(route, provider)
+                self._outcomes.provider_lost(route, provider)
 
     def caller_gone(self, caller: Session) -> None:
         """Nobody waits for what it asked."""
         asked, caller.open = list(caller.open.values()), {}
         for route in asked:
-            self._give_up(route)
+            self._outcomes.given_up(route)
 
     def dispatch(self, provider: Session, now: float) -> None:
         """The provider may have room: hands it what waits, in the order of arrival."""
@@ -131,7 +128,7 @@ class Calls:
             if route is None:
                 return
             if route.deadline <= now:
-                self._expire(route)
+                self._outcomes.expired(route)
                 continue
             self._queues.remove(route)
             self._hand_over(route, self._registry.offered[provider.worker_id][route.function_id], now)
@@ -149,7 +146,7 @@ class Calls:
             self.dispatch(self._sessions[offer.worker_id], now)
         for route in waiting:
             if route.queued_bytes and not self._choice.may_be_served(route):
-                self._no_provider(route)
+                self._outcomes.no_provider(route)
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
@@ -157,13 +154,13 @@ class Calls:
     def tick(self, now: float) -> None:
         """Fails what has expired."""
         while (route := self._deadlines.pop_due(now)) is not None:
-            self._expire(route)
+            self._outcomes.expired(route)
 
     def fail_all(self, text: str) -> None:
         """The broker ends: everybody is told what became of their calls."""
         for caller in list(self._sessions.values()):
             for route in list(caller.open.values()):
-                self._fail(route, errors.BROKER_LOST, route.fate, text)
+                self._outcomes.fail(route, errors.BROKER_LOST, route.fate, text)
 
     def has_work_for(self, provider: Session) -> bool:
         """Whether calls run there, or wait and can go nowhere else."""
@@ -175,13 +172,13 @@ class Calls:
 
     def _place(self, route: Route, now: float) -> None:
         if route.deadline <= now:
-            self._expire(route)
+            self._outcomes.expired(route)
             return
         offers = self._choice.offers(route)
         if offers:
             self._place_among(offers, route, now)
         else:
-            self._no_provider(route)
+            self._outcomes.no_provider(route)
 
     def _place_among(self, offers: Sequence[Provider], route: Route, now: float) -> None:
         chosen = self._choice.choose(route.function_id, offers)
@@ -190,9 +187,7 @@ class Calls:
         elif self._queues.put(route):
             self._counters["calls_queued"] += 1
         else:
-            self._counters["calls_busy"] += 1
-            text = f"all providers of {route.function_id!r} are busy, and as many calls wait as may"
-            self._fail(route, errors.BUSY, route.fate, text)
+            self._outcomes.busy(route)
 
     def _hand_over(self, route: Route, offer: Provider, now: float) -> None:
         provider, call = self._sessions[offer.worker_id], route.call
@@ -206,16 +201,9 @@ class Calls:
         route.hand_overs += 1
         route.idempotent = bool(offer.flags & wire.IDEMPOTENT)
         if len(call.payload) > KEEP_BYTES_MAX:
-            self._keep_if_of_use(route, len(call.payload))
+            self._outcomes.keep_payload_if_of_use(route, len(call.payload))
         provider.in_flight[route.number] = route
         self._outbox.append((provider.peer, call))
-
-    def _keep_if_of_use(self, route: Route, size: int) -> None:
-        """A large payload is kept only for a second try, and only so many of them."""
-        if not route.idempotent or self._kept_bytes + size - route.kept_bytes > routes.KEPT_BYTES_MAX:
-            route.call, size = None, 0
-        self._kept_bytes += size - route.kept_bytes
-        route.kept_bytes = size
 
     def _reroute(self, route: Route, gone: Session, now: float) -> bool:
         """Whether the call goes to another provider, now or from the queue."""
@@ -229,8 +217,6 @@ class Calls:
         self._place_among(offers, route, now)
         return True
 
-    # -- outcomes ------------------------------------------------------------------------------------------------------
-
     def _finished(self, provider: Session, number: int) -> Route | None:
         """The route that this provider answers, if anybody waits; counted if not, or if it was not handed it."""
         route = provider.in_flight.pop(number, None)
@@ -240,61 +226,3 @@ class Calls:
             self._counters["results_late"] += 1
             return None
         return route
-
-    def _settle(self, route: Route) -> tuple[Session, int]:
-        """The caller, and its number of the call: it is told now, and never again."""
-        caller = route.caller
-        assert caller is not None
-        del caller.open[route.caller_number]
-        self._let_go(route)
-        return caller, route.caller_number
-
-    def _let_go(self, route: Route) -> None:
-        """Nobody waits for the outcome from here on."""
-        if route.queued_bytes:
-            self._queues.remove(route)
-        self._kept_bytes -= route.kept_bytes
-        route.kept_bytes = 0
-        route.caller = route.call = None
-        self._deadlines.cancel(route)
-
-    def _fail(self, route: Route, code: str, fate: Fate, text: str, type: str = "") -> None:
-        caller, number = self._settle(route)
-        self._counters["failures"] += 1
-        if not route.no_answer or fate == "not_handed_over":
-            short = wire.TEXT_CHARS_MAX
-            self._outbox.append((caller.peer, wire.Failure(number, code[:short], fate, type[:short], text[:short])))
-
-    def _refuse(self, caller: Session, number: int, code: str, text: str) -> None:
-        self._counters["calls_busy" if code == errors.BUSY else "refused"] += 1
-        self._outbox.append((caller.peer, wire.Failure(number, code, "not_handed_over", "", text)))
-
-    def _no_provider(self, route: Route) -> None:
-        code = errors.PROVIDER_LOST if route.hand_overs else errors.NO_PROVIDER
-        self._counters[f"calls_{code}"] += 1
-        function_id = route.function_id[: wire.FUNCTION_ID_CHARS_MAX]
-        text = f"nobody offers {function_id!r}"
-        if route.target:
-            text = f"worker {route.target[:64]!r} does not offer {function_id!r} now"
-        elif route.function_id in self._registry.providers:
-            text = f"nobody takes new calls of {function_id!r} now"
-        self._fail(route, code, route.fate, text)
-
-    def _provider_lost(self, route: Route, provider: Session) -> None:
-        self._counters["calls_provider_lost"] += 1
-        text = f"worker {provider.worker_id} ({provider.hello.name}) was lost while it had the call"
-        self._fail(route, errors.PROVIDER_LOST, route.fate, text)
-
-    def _expire(self, route: Route) -> None:
-        self._counters["calls_timeout"] += 1
-        self._cancel_at_provider(route)
-        self._fail(route, errors.TIMEOUT, route.fate, f"no result of {route.function_id!r:.210} by the deadline")
-
-    def _give_up(self, route: Route) -> None:
-        """The caller is not there any more: what waits is forgotten, what runs is told."""
-        self._let_go(route)
-        self._cancel_at_provider(route)
-
-    def _cancel_at_provider(self, route: Route) -> None:
-        if route.provider is not None and route.provider.reachable:
-            self._outbox.append((route.provider.peer, wire.Cancel(route.number)))

@@ -161,6 +161,15 @@ def test_a_token_used_on_the_connection_of_another_worker_ends_that_one_too() ->
     assert (new.worker_id, broker.workers(), list(broker.offered())) == (p.worker_id, {"p": "ready"}, ["f"])
 
 
+def test_a_hello_that_was_overtaken_by_a_later_one_takes_nothing_back() -> None:
+    broker = Brokerage()
+    old = broker.worker("p", "f")
+    now = broker.greet("p3", name="p", token=old.token, functions=digest_of("f"), number=9)
+    overtaken = broker.greet("p2", name="p", token=old.token, functions=digest_of("f"), number=8)
+    assert (now.worker_id == old.worker_id, overtaken.worker_id == old.worker_id) == (True, False)
+    assert broker.core._sessions.by_peer[b"p3"].worker_id == old.worker_id
+
+
 def test_an_observer_with_its_token_stays_the_same() -> None:
     broker = Brokerage()
     old = broker.join("o", observer=True)

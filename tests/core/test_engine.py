@@ -102,6 +102,12 @@ def test_all_pages_together_are_the_whole_list_with_the_engines_own_functions() 
     assert ([one for page in got for one in page], max(map(len, got))) == (everything, 3)
 
 
+def test_a_larger_limit_counts_as_the_largest_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PAGE_MAX", 2)
+    broker, o = town()
+    assert [len(page) for page in pages(broker, o, "functions", limit=10**9)] == [2, 1]
+
+
 def test_a_list_that_ends_with_its_page_has_no_next() -> None:
     broker, o = town()
     assert [len(page) for page in pages(broker, o, "functions", limit=3)] == [3]

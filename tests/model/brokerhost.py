@@ -225,7 +225,7 @@ class BrokerHost:
         assert {id(route) for route in waited_for} == {id(one) for one in queued + flying if one.caller is not None}
         assert set(calls._deadlines._orders) == set(waited_for)
         assert calls._queues._bytes == sum(route.queued_bytes for route in queued)
-        assert calls._kept_bytes == sum(route.kept_bytes for route in queued + flying)
+        assert calls._outcomes._kept_bytes == sum(route.kept_bytes for route in queued + flying)
         for session in sessions.values():
             assert all(route.provider is session for route in session.in_flight.values())
             assert all(route.caller is session for route in session.open.values())

@@ -268,7 +268,7 @@ class AnyMessages(RuleBasedStateMachine):
         for queue in core._calls._queues._queues.values():
             assert 0 < len(queue) <= QUEUE_MAX
         assert core._calls._queues._bytes <= QUEUED_BYTES_MAX
-        assert core._calls._kept_bytes <= 150
+        assert core._calls._outcomes._kept_bytes <= 150
         assert len(core._calls._deadlines) <= SESSIONS_MAX * OPEN_MAX
         assert set(core._calls._choice._turns) <= set(core.registry.providers)
         assert core.registry.provider_rows <= ROWS_MAX
