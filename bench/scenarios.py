@@ -31,7 +31,7 @@ SILENCE_KNOWN = Bound("at most", 2.5)  # seconds: a TTL of 2 s and an interval o
 
 CHURN_SECONDS, CHURN_QUICK_SECONDS = 60.0, 5.0
 CHURN_RATE = 1_000.0  # changes a second
-CHURN_CHANGERS, CHURN_PER_CHANGER = 4, 2  # processes, workers in each
+CHURN_CHANGERS, CHURN_PER_CHANGER = 4, 16  # processes with a worker each, tasks in each
 CHURN_CREWS = 5  # processes, ten replicas in each
 CHURN_REACHED = Bound("at least", 0.95 * CHURN_RATE)
 MEMORY_LEVEL = Bound("at most", 1.05, "ratio")  # end beside middle
@@ -173,7 +173,7 @@ def churn(settings: Settings) -> Iterator[Section]:
 def _churn(changers: list[Child], crew: Child, broker_pid: int, seconds: float) -> tuple[int, dict[str, list[float]]]:
     """Changes made; memory in MiB of the broker and of ten replicas at begin, middle, end."""
     memory: dict[str, list[float]] = {"broker": [], "replicas": []}
-    rate = CHURN_RATE / CHURN_CHANGERS / CHURN_PER_CHANGER
+    rate = CHURN_RATE / CHURN_CHANGERS
     began = time.monotonic()
     for changer in changers:
         changer.tell("churn", rate=rate, seconds=seconds)

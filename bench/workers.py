@@ -320,31 +320,34 @@ def probe(url: str) -> None:
 
 
 def changers(url: str, prefix: str, count: int) -> None:
-    """`count` workers that register and unregister at a given pace."""
-    workers = [Worker(f"{prefix}-{i}", url, threads=0) for i in range(count)]
-    for worker in workers:
-        worker.start()
-    ready()
-
-    def churn(rate: float, seconds: float) -> int:
-        """`rate` changes a second from each worker; the changes made by all."""
-        with ThreadPoolExecutor(count) as pool:
-            made = pool.map(lambda i: _churn(workers[i], f"churn::{prefix}-{i}", rate, seconds), range(count))
-            return sum(made)
-
-    answer(churn=churn)
+    """One worker with `count` tasks that register and unregister at a given pace."""
+    asyncio.run(_changers(url, prefix, count))
 
 
-def _churn(worker: Worker, prefix: str, rate: float, seconds: float) -> int:
+async def _changers(url: str, prefix: str, count: int) -> None:
+    async with AsyncWorker(prefix, url) as worker:
+
+        async def churn(rate: float, seconds: float) -> int:
+            """`rate` changes a second from all tasks together; the changes made."""
+            each = rate / count
+            return sum(
+                await asyncio.gather(*(_churn(worker, f"churn::{prefix}-{i}", each, seconds) for i in range(count)))
+            )
+
+        ready()
+        await answer_async(churn=churn)
+
+
+async def _churn(worker: AsyncWorker, prefix: str, rate: float, seconds: float) -> int:
     """Register a function, unregister it, the next ...; late turns are caught up at once."""
     began, changes = time.monotonic(), 0
     while time.monotonic() - began < seconds:
-        time.sleep(max(0.0, began + changes / rate - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + changes / rate - time.monotonic()))
         function_id = f"{prefix}::{changes // 2}"
         if changes % 2 == 0:
-            worker.register(function_id, echo)
+            await worker.register(function_id, echo)
         else:
-            worker.unregister(function_id)
+            await worker.unregister(function_id)
         changes += 1
     return changes
 
