@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from bench.measure import cpu_seconds, percentile, tcp_bytes_received
@@ -197,9 +198,9 @@ class Traffic:
             except Exception as error:
                 self._failures[type(error).__name__] += 1
             else:
-                future.add_done_callback(lambda done, began=began: self._note(done, began))
+                future.add_done_callback(partial(self._note, began))
 
-    def _note(self, done: Future[Any], began: int) -> None:
+    def _note(self, began: int, done: Future[Any]) -> None:
         error = done.exception()
         if error is None:
             self._spans.append((began, time.monotonic_ns()))
@@ -392,7 +393,7 @@ def joiner(url: str) -> None:
         complete = time.monotonic_ns()
         received = tcp_bytes_received()
         looking = time.monotonic_ns()
-        functions = sum(1 for function_id in worker.functions if worker.functions[function_id])
+        functions = len([worker.functions[function_id] for function_id in worker.functions])
         read = time.monotonic_ns() - looking
         return {
             "began": began,
