@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-HISTORY_MAX = 65_536  # deltas kept: a minute of 1,000 changes a second
+HISTORY_MAX = 32_768  # deltas kept: half a minute of 1,000 changes a second
 HISTORY_BYTES_MAX = 64 * 1024 * 1024
 
 
