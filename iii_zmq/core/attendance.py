@@ -6,7 +6,7 @@ presence is heard. Everything of an old session is retired before anything of th
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from .. import errors, wire
 from ..errors import assert_never
@@ -21,6 +21,8 @@ from .registry import Registry
 from .routes import CREDIT_MAX, OPEN_CALLS_MAX
 from .session import NewId, NewToken, Outbox, Peer, Session, Settings
 from .sessions import SESSIONS_MAX, Sessions
+
+NEWS_MAX = 10_000  # lines that nobody takes; a turn makes far fewer
 
 
 class Attendance:
@@ -54,6 +56,7 @@ class Attendance:
         self._liveness = Liveness(settings, alarm)
         self._hold_until = 0.0
         self.closing = False
+        self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each who joined or left
 
     # -- Hello and Bye -------------------------------------------------------------------------------------------------
 
@@ -251,6 +254,7 @@ class Attendance:
         if not hello.observer and session.worker_id not in self._registry.workers:
             row = WorkerRow(session.worker_id, hello.name, hello.host, hello.pid, hello.metadata, session.state)
             self._registry.join(row)
+            self.news.append(f"joined: {_described(session)}, pid {hello.pid}")
         self._liveness.watch(session, now)
         self._answers.answer(session, hello.number, (hello.epoch, hello.seq), now)
         self._calls.dispatch(session, now)
@@ -294,4 +298,9 @@ class Attendance:
         if session.worker_id not in self._registry.workers:
             return []
         self._counters[f"left_{reason}"] += 1
+        self.news.append(f"left ({reason}): {_described(session)}")
         return self._registry.leave(session.worker_id, reason)
+
+
+def _described(session: Session) -> str:
+    return f"{session.hello.name} ({session.worker_id}) at {session.hello.host or 'an unnamed host'}"

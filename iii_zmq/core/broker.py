@@ -68,6 +68,7 @@ class BrokerCore:
             calls=self._calls, answers=self._answers, draining=self._draining, alarm=self._alarm,
             new_token=new_token, new_id=new_id,
         )  # fmt: skip
+        self.news = self._attendance.news
         self._engine = Engine(self)
         self._started_at: float | None = None
         self._beacon_at = 0.0
@@ -110,6 +111,12 @@ class BrokerCore:
         sent = [*self._publish(), *self._outbox]
         self._outbox.clear()
         return sent
+
+    def take_news(self) -> list[str]:
+        """A line for the log for each worker that joined or left since this was last asked."""
+        news = list(self.news)
+        self.news.clear()
+        return news
 
     def close(self, text: str = "the broker is closing") -> None:
         """Fails all open calls with their fate and tells everyone. Nothing is accepted afterwards."""
@@ -284,6 +291,5 @@ class BrokerCore:
                 batch, size = [], 0
             batch.append(delta)
             size += len(delta)
-        if batch:
-            published.append((EVERYONE, wire.Deltas(0, self.registry.epoch, batch)))
+        published.append((EVERYONE, wire.Deltas(0, self.registry.epoch, batch)))
         return published

@@ -103,12 +103,14 @@ class Broker:
 
     def run(self) -> None:
         """Serves until `stop()`; then everybody is told, and the sockets are closed."""
+        log.info("serving %s, stream %s, epoch %s", self.url, self.stream_url, self.epoch)
         gc.collect()
         gc.freeze()  # what was made until now lives as long as the process: the collector need not look at it
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             while not self._stopping:
                 self._turn(self._poll(self._wait_ms()))
+            log.info("closing, with %d workers here", len(self.core.registry.workers))
             self.core.close()
             self._send_outbox()
             time.sleep(CLOSING_S)
@@ -158,6 +160,8 @@ class Broker:
             self._tell_bad_news(began)
         self.core.tick(began)
         self._send_outbox()
+        if self.core.news:
+            self._tell_log()
         if self._router_touched:
             self._router_touched = False
             self._router_may_hold = self._router_is_readable()
@@ -274,6 +278,10 @@ class Broker:
                 if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                     raise
                 self._undelivered.append((to, Undelivered(message, overflow=error.errno == zmq.EAGAIN)))
+
+    def _tell_log(self) -> None:
+        for line in self.core.take_news():
+            log.info(line)
 
     def _note_turn(self, began: float, turn_s: float) -> None:
         """The longest turn ever, and of the last one or two windows: what is slow now, not what once was."""

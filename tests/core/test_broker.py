@@ -505,6 +505,22 @@ def test_status_of_a_broker_that_has_not_begun_tells_no_uptime() -> None:
     assert core.status(5.0)["uptime_s"] == 0.0
 
 
+def test_the_log_is_told_who_joined_and_who_left_and_why() -> None:
+    broker = Brokerage()
+    p = broker.worker("p", "f")
+    q = broker.worker("q", host="")
+    broker.join("o", observer=True)
+    broker.die(p)
+    broker.send("q", wire.Bye(9))
+    assert broker.core.take_news() == [
+        f"joined: p ({p.worker_id}) at host, pid 7",
+        f"joined: q ({q.worker_id}) at an unnamed host, pid 7",
+        f"left (died): p ({p.worker_id}) at host",
+        f"left (bye): q ({q.worker_id}) at an unnamed host",
+    ]
+    assert broker.core.take_news() == []
+
+
 def test_a_heartbeat_tells_the_load() -> None:
     broker = Brokerage()
     p = broker.join("p")

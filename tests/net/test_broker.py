@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import zmq
@@ -273,6 +274,27 @@ def test_sigterm_tells_everyone_fails_open_calls_and_ends() -> None:
         while not isinstance(heard := peer.read_stream(5.0), wire.Closing):
             assert heard is not None
         assert (heard.epoch, broker.process.wait(5.0)) == (broker.epoch, 0)
+
+
+def test_the_log_tells_of_its_life_and_of_workers_but_not_of_every_bit_of_garbage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = Broker("tcp://127.0.0.1:0")
+    broker.bind()
+    with caplog.at_level("INFO", "iii_zmq.broker"):
+        thread = Thread(target=broker.run)
+        thread.start()
+        with RawPeer(broker.url) as peer:
+            peer.join("logged")
+            for _ in range(20):
+                peer.send_frames(b"garbage")
+            peer.send(wire.Bye(1))
+            peer.send(wire.Heartbeat(2, "", 0, 0, 0))
+            peer.read(wire.Unknown)
+        broker.stop()
+        thread.join()
+    told = [record.getMessage().split(" ")[0] for record in caplog.records]
+    assert told == ["serving", "joined:", "dropped", "left", "closing,"]
 
 
 def test_a_broker_that_nobody_uses_sleeps(broker: RunningBroker) -> None:

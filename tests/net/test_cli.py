@@ -488,7 +488,11 @@ def test_serve_says_where_and_ends_soon(verb: list[str], number: signal.Signals)
         with Worker("worker", words[2]) as worker:
             assert worker.position.epoch == words[6]
             serving.send_signal(number)
-            assert finish(serving, END_S) == Done(0, "", "")
+            done = finish(serving, END_S)
+    assert (done.code, done.out) == (0, "")
+    assert [line.split()[2:4] for line in done.err.splitlines()] == [
+        ["INFO", "serving"], ["INFO", "joined:"], ["INFO", "closing,"],
+    ]  # fmt: skip
 
 
 def test_exit_5_when_the_port_is_taken(broker: RunningBroker) -> None:
