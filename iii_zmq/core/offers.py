@@ -53,11 +53,13 @@ class Offers:
         self._tickets: dict[int, _Ticket] = {}
         self._open = False
         self._batch_max = wire.BATCH_MAX
+        self._acknowledged = Position("", 0)  # where the registry stood with the latest Ack
 
-    @property
-    def settled(self) -> bool:
-        """Nothing is on its way, and nobody waits."""
-        return not self._batches and not self._tickets
+    def is_settled(self, position: Position) -> bool:
+        """Nothing is on its way, nobody waits, and a replica at `position` shows what was acknowledged last."""
+        if self._batches or self._tickets:
+            return False
+        return position.epoch != self._acknowledged.epoch or position.seq >= self._acknowledged.seq
 
     @property
     def waiting(self) -> bool:
@@ -108,6 +110,7 @@ class Offers:
         batch = self._batches.pop(ack.number, None)
         if batch is None:
             return False
+        self._acknowledged = Position(ack.epoch, ack.seq)
         refused = {index: (code, text) for index, code, text in ack.refusals}
         self._take_answer(ack.number, batch, refused, (ack.epoch, ack.seq))
         return True

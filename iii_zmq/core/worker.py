@@ -337,7 +337,11 @@ class WorkerCore:
     def _check_level(self) -> None:
         if self.offers.waiting:
             self.offers.settle(self.replica.position, self.following.level)
-        if self.membership.state != CONNECTED and self.following.level and self.offers.settled:
+        if (
+            self.membership.state != CONNECTED
+            and self.following.level
+            and self.offers.is_settled(self.replica.position)
+        ):
             self.membership.level()
 
     # -- the link ------------------------------------------------------------------------------------------------------

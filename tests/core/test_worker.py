@@ -729,7 +729,7 @@ def test_batches_are_bounded_in_bytes(joined: Place) -> None:
     batches = joined.sent(wire.Register)
     assert [len(batch.entries) for batch in batches] == [14, 14, 12]
     assert all(len(wire.encode(batch)[0]) < wire.CONTROL_BYTES_MAX for batch in batches)
-    assert joined.core.offers.settled is False
+    assert joined.core.offers.is_settled(joined.core.replica.position) is False
 
 
 # -- calls out ---------------------------------------------------------------------------------------------------------
@@ -917,3 +917,25 @@ def test_leaving_before_any_connection(place: Place) -> None:
     assert (ended.number, ended.outcome.fate) == (number, "not_handed_over")
     place.core.leave()
     assert place.sent() == []
+
+
+def test_it_is_connected_again_only_when_it_shows_what_it_offers() -> None:
+    """After a restart of the broker a worker said that it was connected, and saw none of its own functions.
+
+    1. It says Hello to the new broker, gets the (empty) registry and registers again.
+    2. The Ack comes over the control connection before the delta comes over the stream.
+    """
+    place = Place().join()
+    place.core.register({"f": entry("f")})
+    place.acknowledge(*place.sent(wire.Register))
+    place.link(Disconnected())
+    place.truth = Truth("e2")
+    hello = place.greeted()
+    place.hear(place.welcome(hello))
+    place.snapshot(hello.number)
+    (register,) = place.sent(wire.Register)
+    place.truth.change(offer("me", "f"))
+    place.hear(wire.Ack(register.number, place.truth.epoch, place.truth.seq, []))
+    assert place.state() == "connecting"
+    place.stream(place.truth.message())
+    assert place.state() == "connected"

@@ -233,7 +233,7 @@ class Simulation:
                 "has another digest": replica.digest != broker.core.registry.digest or not replica.complete,
                 f"has {len(core.outgoing)} calls open": bool(len(core.outgoing)),
                 f"runs {len(core.incoming)} calls": bool(len(core.incoming)),
-                "has registrations open": not (core.offers.settled and user.is_settled()),
+                "has registrations open": not (core.offers.is_settled(replica.position) and user.is_settled()),
             }
             troubles += [f"{name} {text}" for text, is_true in found.items() if is_true]
         return troubles
