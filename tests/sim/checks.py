@@ -580,6 +580,10 @@ class RouteCheck:
         call = self._open.get((peer, number))
         if call is None:
             return  # asked of the broker itself, or answered in the turn in which it was given up; the caller counts
+        if failure is not None and failure.fate != "executed":
+            known = "possibly_executed" if call.hand_overs > 0 else "not_handed_over"
+            text = f"call {call.call_id} was told {failure.fate} ({failure.code}), after {call.hand_overs} hand-overs"
+            require(failure.fate == known or self._heard_hello, text)
         if failure is not None and failure.code == errors.NO_PROVIDER:
             self._check_no_provider(call)
         if failure is not None and failure.code == errors.PROVIDER_LOST and call.provider is not None:

@@ -219,7 +219,7 @@ class WorkerHost(Host):
         self.sub: Socket | None = None
         self._climate = climate
         self._checks = checks
-        self.ambush: tuple[type[wire.Result] | type[wire.Register], Action] | None = None  # what follows the next one
+        self.ambush: tuple[type[object], Action] | None = None  # what happens when such a message has left
         self._due: deque[Action] = deque()  # what Python is to do in its next turn
         self._spins = Spins(self)
 

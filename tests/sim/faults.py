@@ -39,7 +39,7 @@ class Faults:
             (3, self.lose_stream), (2, self.double_stream), (2, self.delay_path), (2, self.read_slowly),
             (4, self.leave_politely), (3, self.corrupt_replica), (2, self.kill_broker), (1, self.close_broker),
             (3, self.stop_broker), (4, self.stick_broker), (2, self.cut_broker), (1, self.fill_queue),
-            (2, self.cut_again_and_again),
+            (2, self.cut_again_and_again), (3, self.cut_after_unregister),
         ]  # fmt: skip
         self._kinds = [strike for _, strike in kinds]
         # A life in which some things never happen and others often finds more than one with a bit of everything.
@@ -53,6 +53,7 @@ class Faults:
             partial(self.cut_path, 5.0),
             partial(self.stop_broker, 5.0),
             self.cut_after_register,
+            self.cut_after_unregister,
             self.kill_broker,
             self.cut_connections,
         ]
@@ -268,6 +269,14 @@ class Faults:
             worker.ambush = wire.Register, lambda: self._cut_soon(worker, wait_s)
             if worker.user is not None and not worker.core.profile.observer:
                 worker.soon(partial(worker.user.register, [self._rng.choice(FUNCTIONS)]))
+
+    def cut_after_unregister(self) -> None:
+        """The same, and its user changes their mind while it is away: what was held is not there any more."""
+        worker = self._some_worker()
+        if worker is not None and worker.user is not None and not worker.user.is_leaving:
+            wait_s = self._rng.uniform(0.0005, 0.003)
+            worker.ambush = wire.Unregister, lambda: self._cut_soon(worker, wait_s)
+            worker.soon(worker.user.think_better_of_it)
 
     def _cut_soon(self, worker: WorkerHost, wait_s: float) -> None:
         for connection in self._connections(worker):

@@ -183,6 +183,17 @@ class User:
             else:
                 self.unregister([function_id])
 
+    def think_better_of_it(self) -> None:
+        """Withdraws something, and offers it again, in the same words, a moment later."""
+        offered = [name for name, wish in self._wishes.items() if wish.entry is not None and not wish.is_open]
+        if not offered:
+            return
+        function_id = self._rng.choice(offered)
+        entry = self._wishes[function_id].entry
+        assert entry is not None
+        self.unregister([function_id])
+        self._clock.after(0.005, lambda: self._host.soon(partial(self._offer, {function_id: entry})))
+
     def call(
         self,
         function_id: str,
