@@ -434,6 +434,7 @@ class _Open:
     tried: list[str] = field(default_factory=list)
     arrived_in: int = 0  # the turn
     deadline: float = 0.0
+    is_unsure: bool = False  # answered in a turn in which its provider's session may have been replaced before
 
 
 def call_id_of(payload: wire.Buffer) -> int | None:
@@ -504,6 +505,7 @@ class RouteCheck:
         if call is None or call.provider != at:
             return
         call.provider = None
+        call.is_unsure = call.is_unsure or self._heard_hello
         if isinstance(message, wire.Failure) and message.fate == "not_handed_over":
             call.hand_overs -= 1
             call.tried.append(at[1])
@@ -557,7 +559,7 @@ class RouteCheck:
             require(message.fence in (*fences, 0), f"{where} has fence {message.fence}, not {fences}")
             is_fenced = message.fence != 0 or not all(_is_exclusively_active(row) for row in rows if row is not None)
             require(is_fenced, f"{where} has no fence")
-        is_new = call.arrived_in == self._turn
+        is_new = call.arrived_in == self._turn and not self._has_changed(call.function_id)
         require(not is_new or not self._is_draining(worker_id), f"{where}, a new one, was handed to one that drains")
         entry = wire.decode_entry(offers[-1].entry)
         is_again = call.hand_overs > 0
@@ -567,6 +569,12 @@ class RouteCheck:
         handed = self._handed.setdefault(call.provider, {})
         handed[message.number] = call_id
         require(len(handed) <= self._credit[peer], f"{worker_id} was handed {len(handed)} calls, beyond its credit")
+
+    def _has_changed(self, function_id: str) -> bool:
+        """Somebody began or ceased to offer it in this turn: a new call may have waited for a moment."""
+        changed = self._history.deltas[self._seq_before :]
+        keys = [key for delta in changed for key in (*delta.drops, *map(_key, delta.puts))]
+        return any(key[1] == function_id for key in keys)
 
     def _is_draining(self, worker_id: str) -> bool:
         """All through this turn."""
@@ -583,7 +591,7 @@ class RouteCheck:
         if failure is not None and failure.fate != "executed":
             known = "possibly_executed" if call.hand_overs > 0 else "not_handed_over"
             text = f"call {call.call_id} was told {failure.fate} ({failure.code}), after {call.hand_overs} hand-overs"
-            require(failure.fate == known or self._heard_hello, text)
+            require(failure.fate == known or self._heard_hello or call.is_unsure, text)
         if failure is not None and failure.code == errors.NO_PROVIDER:
             self._check_no_provider(call)
         if failure is not None and failure.code == errors.PROVIDER_LOST and call.provider is not None:

@@ -359,6 +359,7 @@ class Faults:
         if worker is None or not worker.core.replica.complete or worker.stopped:
             return
         is_calm = self._is_calm(worker)
+        self._disturb(worker)
         self.spoil(worker)
         if is_calm:
             settings = self._cluster.climate
