@@ -509,8 +509,9 @@ class RouteCheck:
         if isinstance(message, wire.Failure) and message.fate == "not_handed_over":
             call.hand_overs -= 1
             call.tried.append(at[1])
-        elif call.is_no_answer:
+        elif call.is_no_answer:  # whether the broker took the answer is not to be seen: the call may go elsewhere
             self._close(call)
+            del self._closed[call.call_id]
 
     def on_undelivered(self, message: wire.Message) -> None:
         """It never left, so that it was not handed over."""
