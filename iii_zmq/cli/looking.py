@@ -119,7 +119,7 @@ def position_json(worker: Worker) -> Json:
 
 def _functions(worker: Worker, asked: Filter) -> Iterator[Json]:
     for function in worker.functions.values():
-        yield _tidy_function(function.to_json())
+        yield function.to_json()
     if asked.all and not asked.worker:
         yield from _pages(worker, "functions", all=True, prefix=wire.RESERVED_PREFIX)
 
@@ -139,7 +139,7 @@ def _function(worker: Worker, id: str) -> Json | None:
     if wire.is_reserved(id):
         return _ask(worker, "engine::functions::info", id, "function")
     function = worker.functions.get(id)
-    return _tidy_function(function.to_json()) if function is not None else None
+    return function.to_json() if function is not None else None
 
 
 def _worker(worker: Worker, id: str) -> Json | None:
@@ -157,10 +157,6 @@ def _ask(worker: Worker, function_id: str, id: str, what: str) -> Json | None:
         return None
     found: Json = answer[what]
     return _tidy_worker(found) if what == "worker" else found
-
-
-def _tidy_function(function: Json) -> Json:
-    return {**function, "metadata": function["metadata"] or {}}
 
 
 def _tidy_worker(worker: Json) -> Json:

@@ -43,11 +43,11 @@ class Function:
     providers: tuple[Provider, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """One element of `functions --json`."""
+        """One element of `functions --json`, and of the broker's own `engine::functions::list`."""
         return {
             "id": self.id,
             "description": self.description,
-            "metadata": self.metadata,
+            "metadata": self.metadata or {},
             "exclusive": self.exclusive,
             "idempotent": self.idempotent,
             "internal": self.internal,

@@ -86,6 +86,11 @@ def test_a_function_has_exactly_the_documented_json_fields() -> None:
     }
 
 
+def test_a_function_without_metadata_shows_none_of_it_as_the_broker_does() -> None:
+    registry = Registry(worker("a"), offer("a", "f"))
+    assert registry.replica.functions["f"].to_json()["metadata"] == {}
+
+
 def test_a_worker_has_exactly_the_documented_json_fields_but_for_in_flight() -> None:
     info = Registry(worker("a", zone="x"), offer("a", "g"), offer("a", "f")).replica.workers["a"]
     assert info == WorkerInfo("a", "A", "host", 7, "ready", {"zone": "x"}, ("g", "f"))
