@@ -23,6 +23,7 @@ class Incoming:
         self._events = events
         self._counters = counters
         self._running: dict[int, RunCall] = {}
+        self.epoch = ""  # of the session, once there is one
 
     def __len__(self) -> int:
         return len(self._running)
@@ -39,7 +40,7 @@ class Incoming:
             self._outbox.append((BROKER, _too_late(number, call.function_id)))
         else:
             deadline = now + call.remaining_ms / 1000
-            run = RunCall(number, call.function_id, call.caller, call.payload, deadline, call.fence)
+            run = RunCall(number, call.function_id, call.caller, call.payload, deadline, self.epoch, call.fence)
             self._running[number] = run
             self._events.append(run)
 

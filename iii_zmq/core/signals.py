@@ -132,7 +132,8 @@ class CallEnded:
 class RunCall:
     """A call to run; hand this very object back with its outcome.
 
-    `deadline` is on the core's clock. `cancelled` turns True when nobody waits for the outcome any more.
+    `deadline` is on the core's clock. `epoch` is that of the broker that handed it over: a fence means something only
+    within it. `cancelled` turns True when nobody waits for the outcome any more.
     """
 
     number: int
@@ -140,6 +141,7 @@ class RunCall:
     caller: str
     payload: wire.Buffer
     deadline: float
+    epoch: str
     fence: int
     cancelled: bool = False
 

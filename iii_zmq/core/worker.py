@@ -217,6 +217,7 @@ class WorkerCore:
         if not (welcome.kept and membership.same_connection):
             self.outgoing.lose_sent(membership.hello_number, "the session ended while the call was open")
             self.incoming.orphan()
+        self.incoming.epoch = welcome.epoch
         self.counters["sessions"] += 1
         membership.welcomed(welcome, now)
 

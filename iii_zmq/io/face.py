@@ -259,8 +259,13 @@ class CurrentCall:
         return self._run.caller
 
     @property
+    def epoch(self) -> str:
+        """The life of the broker that handed the call over: fences can be compared within one epoch only."""
+        return self._run.epoch
+
+    @property
     def fence(self) -> int:
-        """The seq of this worker's promotion for an exclusive function, which only grows; 0 for others."""
+        """The seq of this worker's promotion for an exclusive function, which only grows in an epoch; 0 for others."""
         return self._run.fence
 
     @property

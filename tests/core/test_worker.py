@@ -824,13 +824,23 @@ def test_a_send_leaves_nothing_behind(joined: Place) -> None:
 def test_a_call_is_run_and_answered_once(offering: Place) -> None:
     offering.hear(call_for(5, fence=3), call_for(5))
     (run,) = offering.events()
-    assert (run.function_id, run.caller, run.deadline, run.fence) == ("mine", "caller", offering.now + 1, 3)
+    assert (run.function_id, run.caller, run.deadline) == ("mine", "caller", offering.now + 1)
+    assert (run.epoch, run.fence) == ("e", 3)
     offering.core.incoming.finish(run, b"\x05")
     offering.core.incoming.finish(run, b"\x05")
     offering.core.incoming.decline(run)
     assert offering.sent() == [wire.Result(5, b"\x05")]
     assert offering.core.counters["unexpected"] == 1
     assert len(offering.core.incoming) == 0
+
+
+def test_a_call_tells_the_epoch_in_which_its_fence_means_something(offering: Place) -> None:
+    offering.hear(call_for(5, fence=300))
+    offering.link(StreamDisconnected())
+    (hello,) = offering.sent(wire.Hello)
+    offering.truth = Truth("next")
+    offering.hear(offering.welcome(hello), call_for(6, fence=1))
+    assert [(run.epoch, run.fence) for run in offering.events(RunCall)] == [("e", 300), ("next", 1)]
 
 
 def test_what_can_not_be_run_is_answered_too(offering: Place) -> None:
