@@ -128,6 +128,7 @@ NOT_JOINED = "not_joined"  # before the presence subscription was heard
 NOT_REGISTERED = "not_registered"  # to unregister what one does not offer
 CLOSING = "closing"  # the broker or the worker is going
 VERSION = "version"  # no common protocol version
+UNKNOWN_KIND = "unknown_kind"  # a kind of message that came into the protocol later
 
 _CALL_FAILURES: dict[str, type[CallFailed]] = {
     NO_PROVIDER: NoProvider,

@@ -506,7 +506,11 @@ class Unknown:
 
 @dataclass(slots=True)
 class Refuse:
-    """broker -> worker: message `number` of kind `kind` is refused; a refused Hello ends the attempt for good."""
+    """broker -> worker: message `number` of kind `kind` is refused; a refused Hello ends the attempt for good.
+
+    Kind 15 and these fields are the same in every version, and `version` is what the prefix says: a peer of another
+    version is answered in its own, because it reads nothing else.
+    """
 
     KIND: ClassVar[int] = 15
     FIELDS: ClassVar[tuple[Any, ...]] = (int, str, str)
@@ -514,6 +518,7 @@ class Refuse:
     kind: int
     code: str
     text: str
+    version: int = VERSION
 
 
 @dataclass(slots=True)
@@ -653,7 +658,8 @@ def encode(message: Message) -> tuple[bytes, Buffer | None]:
             return _with_payload(Result.KIND, message.number, _NO_FIELDS, message.payload)
         case _:
             header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
-            return PREFIX.pack(MAGIC, VERSION, message.KIND, len(header), message.number) + header, None
+            version = message.version if isinstance(message, Refuse) else VERSION
+            return PREFIX.pack(MAGIC, version, message.KIND, len(header), message.number) + header, None
 
 
 def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
@@ -705,6 +711,23 @@ def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int
     if check is not None:
         check(decoded)
     return decoded
+
+
+@dataclass(slots=True, frozen=True)
+class Heading:
+    """What the prefix of a frame says: the same 16 bytes in every version."""
+
+    version: int
+    kind: int
+    number: int
+
+
+def read_heading(frame: bytes) -> Heading | None:
+    """For a frame that `decode` refused: whether its sender at least means this protocol, and what it wanted."""
+    if len(frame) < PREFIX.size or not frame.startswith(MAGIC):
+        return None
+    _, version, kind, _, number = PREFIX.unpack_from(frame)
+    return Heading(version, kind, number)
 
 
 def decode_on_stream(frame: bytes) -> OnStream:
@@ -839,7 +862,7 @@ def _check_ack(ack: Ack) -> None:
 
 def _check_failure(failure: Failure) -> None:
     if failure.fate not in FATES:
-        raise ProtocolError(f"unknown fate {failure.fate!r}")
+        raise ProtocolError(f"a fate of {len(failure.fate)} characters that is none")
 
 
 def _check_digest(message: Snapshot | Beacon) -> None:

@@ -8,6 +8,7 @@ take_outbox()                   what to send, in order; the deltas of this turn 
 attendance     who is here and who is alive          registrations  who offers what
 calls          calls between acceptance and outcome  draining       who is about to leave
 answers        what replicas lack                    engine         `engine::`, answered right here
+refusing       what is no message of ours
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .calls import Calls
 from .deadlines import Alarm
 from .draining import Draining
 from .engine import Engine
+from .refusing import Refusing
 from .registrations import Registrations
 from .registry import Registry
 from .session import (
@@ -68,6 +70,7 @@ class BrokerCore:
             calls=self._calls, answers=self._answers, draining=self._draining, alarm=self._alarm,
             new_token=new_token, new_id=new_id,
         )  # fmt: skip
+        self._refusing = Refusing(self._sessions, self._outbox, self.counters)
         self.news = self._attendance.news
         self._engine = Engine(self)
         self._started_at: float | None = None
@@ -192,7 +195,7 @@ class BrokerCore:
             case Undelivered():
                 self._attendance.on_undelivered(sender, event.message, event.overflow, now)
             case Malformed():
-                self.counters["malformed"] += 1
+                self._refusing.on_malformed(sender, event)
             case _:
                 assert_never(event)
 

@@ -51,9 +51,10 @@ class Undelivered:
 
 @dataclass(slots=True)
 class Malformed:
-    """The peer sent something that is no message."""
+    """The peer sent something that is no message. `heading` is what its prefix says, if it has one."""
 
     text: str
+    heading: wire.Heading | None = None
 
 
 Event = Subscribed | Unsubscribed | Undelivered | Malformed

@@ -260,8 +260,11 @@ class WorkerCore:
         elif refuse.code == errors.CLOSING or (refuse.code == errors.LIMIT and self.membership.token):
             self._lose_session(refuse.text, now)
         else:
-            self._events.append(JoinRefused(refuse.code, refuse.text))
-            self.end(f"the broker refused this worker: {refuse.text}")
+            text = refuse.text
+            if refuse.code == errors.VERSION:
+                text += f"; this worker speaks version {wire.VERSION}"
+            self._events.append(JoinRefused(refuse.code, text))
+            self.end(f"the broker refused this worker: {text}")
 
     def _on_ack(self, ack: wire.Ack) -> None:
         if ack.number == self._drain_number:

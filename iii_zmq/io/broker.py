@@ -229,9 +229,9 @@ class Broker:
         try:
             return wire.decode(frame, payload)
         except ProtocolError as error:
-            return self._malformed(f"{len(frame)} bytes: {error}")
+            return self._malformed(f"{len(frame)} bytes: {error}", wire.read_heading(frame))
 
-    def _malformed(self, text: str) -> Malformed:
+    def _malformed(self, text: str, heading: wire.Heading | None = None) -> Malformed:
         """Logs what is dropped, once a second at most: a stranger's garbage is not to fill the disk."""
         now = time.monotonic()
         if now < self._complain_at:
@@ -239,7 +239,7 @@ class Broker:
         else:
             log.warning("dropped a malformed message: %s (and %d before it)", text, self._complaints_held_back)
             self._complain_at, self._complaints_held_back = now + COMPLAIN_S, 0
-        return Malformed(text)
+        return Malformed(text, heading)
 
     def _skip_rest(self, socket: zmq.Socket[bytes]) -> None:
         while socket.getsockopt(_RCVMORE):

@@ -308,6 +308,27 @@ def test_bytes_that_are_no_message_are_refused_with_what_was_seen(frame: bytes, 
     refused(wire.decode, frame, match)
 
 
+@pytest.mark.parametrize("version", [wire.VERSION, 0, 7])
+def test_a_refuse_goes_out_in_the_version_of_whom_it_is_for(version: int) -> None:
+    golden = f"6933 {version:02x} 0f 00000006 000000000000000a 9301a176a17a"
+    assert frame_of(wire.Refuse(10, 1, "v", "z", version)) == bytes.fromhex(golden)
+
+
+@pytest.mark.parametrize("data", [b"", b"i3\x01\x01" + bytes(11), b"i4\x01\x01" + bytes(12)])
+def test_what_has_no_prefix_of_ours_has_no_heading(data: bytes) -> None:
+    assert wire.read_heading(data) is None
+
+
+def test_a_heading_is_what_the_prefix_says_of_any_version() -> None:
+    assert wire.read_heading(b"i3\x07\xc8\xff\xff\xff\xff" + bytes(7) + b"\x05rest") == wire.Heading(7, 200, 5)
+
+
+def test_no_text_of_a_peer_gets_into_what_is_said_of_it() -> None:
+    # The reason goes into the log: a fate of a megabyte filled it.
+    frame = raw(34, wire.pack(["c", "f" * 100_000, "", ""]))
+    refused(wire.decode, frame, "^a fate of 100000 characters that is none$")
+
+
 @pytest.mark.parametrize("value", ["1", 1.0, True, None, -1, wire.INT_MAX + 1, [1]], ids=repr)
 def test_a_field_of_another_type_or_range_is_refused(value: Any) -> None:
     refused(wire.decode, raw(10, wire.pack([value])), "Received has a field of a wrong type")
@@ -343,7 +364,7 @@ def test_unknown_trailing_fields_are_ignored(kind: type[Any]) -> None:
         (replace(EXAMPLES[wire.Hello], name="x" * (wire.NAME_CHARS_MAX + 1)), "name, host or capabilities"),
         (replace(EXAMPLES[wire.Hello], host="x" * 256), "name, host or capabilities"),
         (replace(EXAMPLES[wire.Welcome], token=b""), "token has 16 bytes"),
-        (replace(EXAMPLES[wire.Failure], fate="unclear"), "unknown fate 'unclear'"),
+        (replace(EXAMPLES[wire.Failure], fate="unclear"), "a fate of 7 characters that is none"),
         (replace(EXAMPLES[wire.Snapshot], digest=b""), "digest of 0 bytes; expected 16"),
         (replace(EXAMPLES[wire.Beacon], digest=bytes(17)), "digest of 17 bytes; expected 16"),
     ],

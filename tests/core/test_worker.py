@@ -287,6 +287,13 @@ def test_a_presence_that_is_not_heard_is_said_again_then_all_is_made_anew(place:
     assert place.core.membership.trouble == "no stream"
 
 
+def test_a_broker_of_another_version_is_told_as_that(place: Place) -> None:
+    hello = place.greeted()
+    place.hear(wire.Refuse(hello.number, wire.Hello.KIND, errors.VERSION, "this broker speaks version 2"))
+    refused = JoinRefused("version", "this broker speaks version 2; this worker speaks version 1")
+    assert (place.events(JoinRefused), place.state()) == ([refused], "closed")
+
+
 def test_a_refused_hello_is_the_end_or_not(place: Place) -> None:
     hello = place.greeted()
     place.hear(wire.Refuse(99, wire.Hello.KIND, errors.VERSION, "not yours"))
