@@ -128,10 +128,13 @@ class BrokerCore:
         self._calls.fail_all(text)
         self._outbox.append((EVERYONE, wire.Closing(0, self.registry.epoch)))
 
-    # -- for the engine functions --------------------------------------------------------------------------------------
+    # -- for the engine functions and the log --------------------------------------------------------------------------
 
     def session_of(self, worker_id: str) -> Session | None:
         return self._sessions.by_worker.get(worker_id)
+
+    def session_at(self, peer: Peer) -> Session | None:
+        return self._sessions.by_peer.get(peer)
 
     def status(self, now: float) -> dict[str, Any]:
         """`status --json` of DESIGN: the broker at a glance."""

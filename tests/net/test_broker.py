@@ -300,6 +300,41 @@ def test_the_log_tells_of_its_life_and_of_workers_but_not_of_every_bit_of_garbag
     assert told == ["serving", "joined:", "dropped", "left", "closing,"]
 
 
+def test_at_debug_the_log_has_a_line_for_each_message_without_payloads_and_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = Broker("tcp://127.0.0.1:0")
+    broker.bind()
+    with caplog.at_level("DEBUG", "iii_zmq.broker"):
+        thread = Thread(target=broker.run)
+        thread.start()
+        with RawPeer(broker.url, routing_id=b"routing id") as peer:
+            peer.join("debugged", "f")
+            assert peer.welcome is not None
+            worker_id, token = peer.welcome.worker_id, peer.welcome.token
+            number = peer.call("engine::ping", wire.pack("a payload"))
+            peer.read(wire.Result)
+            peer.send_frames(b"garbage of a client")
+            peer.call("engine::ping")
+            peer.read(wire.Result)
+        broker.stop()
+        thread.join()
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    for expected in (
+        "Hello from a stranger, number 1",
+        f"Welcome to {worker_id}, number 1",
+        f"Call from {worker_id}, number {number}",
+        f"Result to {worker_id}, number {number}",
+        f"Malformed from {worker_id}, number 0",
+        "Deltas to everyone, number 0",
+        "Closing to everyone, number 0",
+    ):
+        assert expected in lines
+    told = caplog.text
+    for secret in ("a payload", "garbage of", "routing id", token.hex(), repr(token), wire.presence_topic(token)):
+        assert str(secret) not in told
+
+
 def test_a_broker_that_nobody_uses_sleeps(broker: RunningBroker) -> None:
     def cpu_s() -> float:
         fields = Path(f"/proc/{broker.pid}/stat").read_text().rsplit(")", 1)[1].split()
