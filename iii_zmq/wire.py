@@ -251,7 +251,9 @@ REASONS = frozenset(("", "bye", "died", "silent", "unregistered", "replaced"))
 class Delta:
     """One numbered, atomic change: rows to drop by key, then rows to put; `digest` is the content's afterwards.
 
-    `reason` says why rows were dropped (one of `REASONS`). A key is never in both `drops` and `puts`.
+    `reason` says why rows were dropped (one of `REASONS`). A key is never in both `drops` and `puts`. `leaver`, if not
+    empty, is a worker of which the delta drops every row there is, and nothing else: who holds its rows need not read
+    `drops`, which travel packed for that reason.
     """
 
     seq: int
@@ -259,24 +261,40 @@ class Delta:
     reason: str
     puts: tuple[bytes, ...]
     drops: tuple[RowKey, ...]
+    leaver: str = ""
+
+
+DeltaFields = tuple[int, bytes, str, "list[bytes]", bytes, str]
+"""A delta's fields as they travel: `drops` is still packed."""
 
 
 def encode_delta(delta: Delta) -> bytes:
-    return pack([delta.seq, delta.digest, delta.reason, delta.puts, delta.drops])
+    return pack([delta.seq, delta.digest, delta.reason, delta.puts, pack(delta.drops), delta.leaver])
 
 
 def decode_delta(data: bytes) -> Delta:
     """Raises: ProtocolError."""
+    seq, digest, reason, puts, packed, leaver = delta_fields(data)
+    drops = decode_drops(packed)
+    if leaver and ({worker_id for worker_id, _ in drops} != {leaver} or (leaver, "") not in drops):
+        raise ProtocolError(f"delta {seq} says that {leaver!r:.100} left, and drops other rows")
+    return Delta(seq, digest, reason, tuple(puts), drops, leaver)
+
+
+def delta_fields(data: bytes) -> DeltaFields:
+    """The fields of a delta, its drops unread. Raises: ProtocolError."""
     fields = _unpack_array(data)
-    if len(fields) < 5 or not _fits(fields, (int, bytes, str, list, list)):
-        raise ProtocolError("a delta is [seq, digest, reason, puts, drops]")
-    seq, digest, reason, puts, drops = fields[:5]
+    if len(fields) < 6 or not _fits(fields, (int, bytes, str, list, bytes, str)):
+        raise ProtocolError("a delta is [seq, digest, reason, puts, drops, leaver]")
+    seq, digest, reason, puts, drops, leaver = fields[:6]
     if not _is_list_of(puts, bytes) or len(digest) != DIGEST_BYTES or not 0 < seq <= INT_MAX:
         raise ProtocolError("a delta's seq, digest or puts are malformed")
-    return Delta(seq, digest, reason, tuple(puts), _row_keys(drops))
+    return seq, digest, reason, puts, drops, leaver
 
 
-def _row_keys(drops: list[Any]) -> tuple[RowKey, ...]:
+def decode_drops(data: bytes) -> tuple[RowKey, ...]:
+    """The keys of the rows that a delta drops. Raises: ProtocolError."""
+    drops = _unpack_array(data)
     if {type(key) for key in drops} <= {list} and {len(key) for key in drops} <= {2}:
         keys = tuple([(worker_id, function_id) for worker_id, function_id in drops])
         if {type(part) for key in keys for part in key} <= {str}:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .content import Content, Edit, read_worker
+from .content import Content, Edit, Leave, read_worker
 
 WORKER_JOINED = "worker_joined"
 WORKER_LEFT = "worker_left"
@@ -75,27 +75,52 @@ def reset_at(position: Position) -> Change:
     return Change(RESET, None, None, None, None, *position, None)
 
 
-def changes_of(edits: list[Edit], content: Content, position: Position, reason: str | None) -> list[Change]:
-    """What the edits mean to users. `content` is that after them; `reason` says why rows went, if they did."""
-    epoch, seq = position
-    names = _Names(content, edits)
-    count = content.holder_count
+def changes_of(
+    edits: list[Edit], leave: Leave | None, content: Content, position: Position, reason: str | None
+) -> list[Change]:
+    """What edits and a worker's leave mean to users.
+
+    `content` is that after them; `reason` says why rows went, if they did.
+    """
     ranks: list[list[Change]] = [[] for _ in _ORDER]
-    removed = ranks[_ORDER[FUNCTION_REMOVED]]
+    names = _Names(content, edits)
+    count, (epoch, seq) = content.holder_count, position
+    added = ranks[_ORDER[FUNCTION_ADDED]]
     for (worker_id, function_id), before, after in edits:
-        if function_id and after is None:  # a worker that goes may go with many: no sorting, and no constructor
-            left, name = count(function_id), names[worker_id]
-            removed.append(_new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, reason, epoch, seq, left)))
+        name = names[worker_id]
+        if function_id and before is None:  # by far the most, while a crowd joins
+            added.append(
+                _new(Change, (FUNCTION_ADDED, function_id, worker_id, name, None, epoch, seq, count(function_id)))
+            )
             continue
         why = reason if after is None else None
         if function_id:
-            kind = FUNCTION_ADDED if before is None else FUNCTION_CHANGED
-            change = Change(kind, function_id, worker_id, names[worker_id], why, epoch, seq, count(function_id))
+            kind = FUNCTION_REMOVED if after is None else FUNCTION_CHANGED
+            change = Change(kind, function_id, worker_id, name, why, epoch, seq, count(function_id))
         else:
             kind = WORKER_LEFT if after is None else WORKER_JOINED if before is None else WORKER_CHANGED
-            change = Change(kind, None, worker_id, names[worker_id], why, epoch, seq, None)
+            change = Change(kind, None, worker_id, name, why, epoch, seq, None)
         ranks[_ORDER[kind]].append(change)
+    if leave is not None:
+        name = read_worker(leave.row).name
+        ranks[_ORDER[FUNCTION_REMOVED]] += _removed(leave, name, position, reason)
+        ranks[_ORDER[WORKER_LEFT]].append(Change(WORKER_LEFT, None, leave.worker_id, name, reason, epoch, seq, None))
     return [change for rank in ranks for change in rank]
+
+
+def _removed(leave: Leave, name: str, position: Position, reason: str | None) -> list[Change]:
+    """The functions of a worker that left. When a host dies, each replica tells thousands of these: no calls."""
+    worker_id, _, offers, others = leave
+    epoch, seq = position
+    changes = [
+        _new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, reason, epoch, seq, 0)) for function_id in offers
+    ]
+    if not others:
+        return changes
+    return [
+        change._replace(providers=others.get(function_id, 0))
+        for function_id, change in zip(offers, changes, strict=True)
+    ]
 
 
 class _Names(dict[str, "str | None"]):
@@ -103,11 +128,13 @@ class _Names(dict[str, "str | None"]):
 
     def __init__(self, content: Content, edits: list[Edit]) -> None:
         self._content = content
-        self._dropped = {
-            owner: before for (owner, function_id), before, after in edits if not function_id and after is None
-        }
+        self._edits = edits
 
     def __missing__(self, worker_id: str) -> str | None:
-        row = self._content.get((worker_id, "")) or self._dropped.get(worker_id)
+        row = self._content.get((worker_id, "")) or self._dropped(worker_id)
         name = self[worker_id] = None if row is None else read_worker(row).name
         return name
+
+    def _dropped(self, worker_id: str) -> bytes | None:
+        key = (worker_id, "")
+        return next((before for edited, before, after in self._edits if edited == key and after is None), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from .. import wire
 from ..errors import ProtocolError
@@ -19,25 +20,51 @@ Edit = tuple[RowKey, "bytes | None", "bytes | None"]
 """What happens to one row: (key, before, after). `before` is None for a new one, `after` for one that goes."""
 
 
+_NONE: dict[str, bytes] = {}
+
+
 @dataclass(slots=True, frozen=True)
 class Step:
-    """One delta, read and checked: what leads from one content to the next."""
+    """One delta, read and checked: what leads from one content to the next.
+
+    Where a worker left, `drops` was not read: what we hold of it is what goes, and the digest tells whether that is so.
+    """
 
     seq: int
     digest: bytes
     reason: str
     puts: dict[RowKey, bytes]
     drops: tuple[RowKey, ...]
+    leaver: str
     size: int
+
+
+class Leave(NamedTuple):
+    """A worker that went with all its rows: its own one, those of its functions, and who still offers these."""
+
+    worker_id: str
+    row: bytes
+    offers: dict[str, bytes]
+    others: dict[str, int]  # function id -> how many other providers it has, where there are any
+
+
+class Applied(NamedTuple):
+    """What a step did."""
+
+    edits: list[Edit]
+    leave: Leave | None
 
 
 def read_step(data: bytes) -> Step:
     """The packed delta, its rows checked and keyed. Raises: ProtocolError."""
-    delta = wire.decode_delta(data)
-    puts = {wire.row_key(row): row for row in delta.puts}
-    if len(puts) != len(delta.puts) or not puts.keys().isdisjoint(delta.drops):
-        raise ProtocolError(f"delta {delta.seq} names a row more than once")
-    return Step(delta.seq, delta.digest, delta.reason, puts, delta.drops, len(data))
+    seq, digest, reason, rows, packed, leaver = wire.delta_fields(data)
+    drops = () if leaver else tuple(dict.fromkeys(wire.decode_drops(packed)))
+    puts = {wire.row_key(row): row for row in rows}
+    if len(puts) != len(rows) or not puts.keys().isdisjoint(drops):
+        raise ProtocolError(f"delta {seq} names a row more than once")
+    if leaver and leaver in [owner for owner, _ in puts]:
+        raise ProtocolError(f"delta {seq} puts a row of {leaver!r:.100}, which it says has left")
+    return Step(seq, digest, reason, puts, drops, leaver, len(data))
 
 
 def read_worker(data: bytes) -> WorkerRow:
@@ -146,31 +173,28 @@ class Content:
             if holders.setdefault(function_id, worker_id) is not worker_id:
                 self._add_holder(function_id, worker_id)
 
-    def apply(self, step: Step) -> list[Edit] | None:
+    def apply(self, step: Step) -> Applied | None:
         """Applies the delta and returns what it did, or None when the digest would then not be the delta's.
 
         In that case nothing is changed: the state before was checked once, and is better than one that never was.
         """
-        leaver = self._leaver(step)
-        drops = () if leaver is not None else dict.fromkeys(step.drops)
-        edits: list[Edit] = [(key, self.get(key), None) for key in drops]
-        edits += [(key, self.get(key), row) for key, row in step.puts.items()]
-        edits = [edit for edit in edits if edit[1] != edit[2]]
-        shares = self._shares_after(edits)
-        if leaver is not None:
-            shares[leaver] = 0
-        total = self.total + sum(share - self._shares.get(owner, 0) for owner, share in shares.items())
+        edits, shares = self._edits_of(step)
+        if step.leaver:
+            if step.leaver not in self._workers:
+                return None
+            shares[step.leaver] = -self._shares[step.leaver]
+        total = self.total + sum(shares.values())
         if wire.digest_bytes(total) != step.digest:
             return None
         self.total = total
-        gone = [] if leaver is None else self._drop_worker(leaver)
-        for key, _, after in edits:
-            if after is None:
-                self._drop(key)
+        self._edit(edits)
+        leave = self._drop_worker(step.leaver) if step.leaver else None
+        for owner, share in shares.items():
+            if owner in self._offers:
+                self._shares[owner] = self._shares.get(owner, 0) + share
             else:
-                self._put(key, after)
-        self._keep(shares)
-        return gone + edits
+                self._shares.pop(owner, None)
+        return Applied(edits, leave)
 
     def edits_to(self, other: Content) -> list[Edit]:
         """What turns this content into the other one."""
@@ -180,60 +204,59 @@ class Content:
 
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _leaver(self, step: Step) -> str | None:
-        """The worker whose rows, all of them and no others, the delta drops: its share goes, and nothing is hashed."""
-        drops = step.drops
-        if not drops or drops[-1][1] or drops[-1][0] not in self._workers:
-            return None
-        leaver = drops[-1][0]
-        offers = self._offers[leaver]
-        if len(drops) != len(offers) + 1 or any(owner == leaver for owner, _ in step.puts):
-            return None
-        names = {name for owner, name in drops if owner == leaver}
-        return leaver if names >= offers.keys() | {""} else None
-
-    def _drop_worker(self, worker_id: str) -> list[Edit]:
-        """Every row of the worker goes. What that did."""
+    def _drop_worker(self, worker_id: str) -> Leave:
+        """Every row of the worker goes."""
         row, offers, holders = self._workers.pop(worker_id), self._offers.pop(worker_id), self._holders
-        del self._ids[worker_id]
+        own, others = self._ids.pop(worker_id), {}
         for function_id in offers:
-            if isinstance(holders[function_id], str):
+            if holders.get(function_id) is own:  # nearly always: it was the only provider
                 del holders[function_id]
             else:
                 self._drop_holder(function_id, worker_id)
-        edits: list[Edit] = [((worker_id, function_id), before, None) for function_id, before in offers.items()]
-        return [*edits, ((worker_id, ""), row, None)]
+                others[function_id] = self.holder_count(function_id)
+        return Leave(worker_id, row, offers, others)
 
-    def _shares_after(self, edits: list[Edit]) -> dict[str, int]:
-        """What the workers that the edits concern will have in `total`."""
-        shares = {owner: self._shares.get(owner, 0) for (owner, _), _, _ in edits}
-        for (owner, _), before, after in edits:
+    def _edits_of(self, step: Step) -> tuple[list[Edit], dict[str, int]]:
+        """What its drops and puts are to this content, and by how much that changes the shares of whom."""
+        edits: list[Edit] = []
+        shares: dict[str, int] = {}
+        row_hash, workers, offers = wire.row_hash, self._workers, self._offers
+        for key in step.drops:
+            before = self.get(key)
             if before is not None:
-                shares[owner] -= wire.row_hash(before)
-            if after is not None:
-                shares[owner] += wire.row_hash(after)
-        return shares
+                edits.append((key, before, None))
+                shares[key[0]] = shares.get(key[0], 0) - row_hash(before)
+        for key, row in step.puts.items():
+            owner, function_id = key
+            before = offers.get(owner, _NONE).get(function_id) if function_id else workers.get(owner)
+            if before != row:
+                edits.append((key, before, row))
+                share = row_hash(row) if before is None else row_hash(row) - row_hash(before)
+                shares[owner] = shares.get(owner, 0) + share
+        return edits, shares
 
-    def _keep(self, shares: dict[str, int]) -> None:
-        """Remembers the shares of those who still have rows."""
-        for owner, share in shares.items():
-            if owner in self._offers:
-                self._shares[owner] = share
+    def _edit(self, edits: list[Edit]) -> None:
+        previous, offers, worker_id = None, _NONE, ""
+        for key, before, after in edits:
+            owner, function_id = key
+            if after is None:
+                self._drop(key)
+                previous = None
+                continue
+            if owner != previous:  # rows of one worker mostly come together
+                previous = owner
+                worker_id, offers = self._shelf(owner)
+            if not function_id:
+                self._workers[worker_id] = after
             else:
-                self._shares.pop(owner, None)
+                offers[function_id] = after
+                if before is None:
+                    self._add_holder(function_id, worker_id)
 
     def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
         """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
         worker_id = self._ids.setdefault(worker_id, worker_id)
         return worker_id, self._offers.setdefault(worker_id, {})
-
-    def _put(self, key: RowKey, row: bytes) -> None:
-        worker_id, offers = self._shelf(key[0])
-        if key[1]:
-            offers[key[1]] = row
-            self._add_holder(key[1], worker_id)
-        else:
-            self._workers[worker_id] = row
 
     def _drop(self, key: RowKey) -> None:
         worker_id, function_id = key
@@ -247,11 +270,11 @@ class Content:
             del self._offers[worker_id], self._ids[worker_id]
 
     def _add_holder(self, function_id: str, worker_id: str) -> None:
-        """It may be one already."""
+        """It is none yet."""
         holder = self._holders.setdefault(function_id, worker_id)
         if isinstance(holder, dict):
             holder[worker_id] = None
-        elif holder != worker_id:
+        elif holder is not worker_id:
             self._holders[function_id] = {holder: None, worker_id: None}
 
     def _drop_holder(self, function_id: str, worker_id: str) -> None:

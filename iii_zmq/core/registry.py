@@ -49,6 +49,7 @@ class _Draft:
 
     puts: dict[RowKey, bytes] = field(default_factory=dict)
     drops: dict[RowKey, None] = field(default_factory=dict)
+    leaver: str = ""  # the drops are all rows of this worker
 
 
 class Registry:
@@ -66,7 +67,8 @@ class Registry:
         self.provider_rows = 0
         self._rows: dict[RowKey, bytes] = {}
         self._rows_bytes = 0
-        self._total = 0
+        self._shares: dict[str, int] = {}  # worker id -> the sum of its rows' hashes
+        self._total = 0  # the sum of all shares
         self._image: Image | None = None
 
     @property
@@ -95,7 +97,7 @@ class Registry:
         """The worker goes, with all it offered; stand-bys are promoted. Returns the ids of the functions it offered."""
         del self.workers[worker_id]
         function_ids = list(self.offered.pop(worker_id))
-        draft = _Draft()
+        draft = _Draft(leaver=worker_id)
         for function_id in function_ids:
             self._remove(draft, worker_id, function_id)
         del self.leads[worker_id]
@@ -254,17 +256,30 @@ class Registry:
         if not puts and not draft.drops:
             return
         for key in draft.drops:
-            self._discard(self._rows.pop(key))
+            self._drop(key, draft.leaver)
+        self._total -= self._shares.pop(draft.leaver, 0)
         for key, row in puts.items():
-            self._discard(self._rows.get(key, b""))
-            self._total += wire.row_hash(row)
-            self._rows_bytes += len(row)
-            self._rows[key] = row
-        delta = wire.Delta(self.seq + 1, self.digest, reason, tuple(puts.values()), tuple(draft.drops))
+            self._put_row(key, row)
+        delta = wire.Delta(self.seq + 1, self.digest, reason, tuple(puts.values()), tuple(draft.drops), draft.leaver)
         self.history.record(wire.encode_delta(delta))
 
-    def _discard(self, row: bytes) -> None:
-        """Takes a row that goes out of the sums."""
-        if row:
-            self._total -= wire.row_hash(row)
-            self._rows_bytes -= len(row)
+    def _drop(self, key: RowKey, leaver: str) -> None:
+        """The row goes; a leaver's share goes as a whole, and none of its rows is hashed."""
+        row = self._rows.pop(key)
+        self._rows_bytes -= len(row)
+        if key[0] != leaver:
+            self._add_share(key[0], -wire.row_hash(row))
+
+    def _put_row(self, key: RowKey, row: bytes) -> None:
+        before = self._rows.get(key)
+        share = wire.row_hash(row)
+        if before is not None:
+            share -= wire.row_hash(before)
+            self._rows_bytes -= len(before)
+        self._rows[key] = row
+        self._rows_bytes += len(row)
+        self._add_share(key[0], share)
+
+    def _add_share(self, worker_id: str, share: int) -> None:
+        self._total += share
+        self._shares[worker_id] = self._shares.get(worker_id, 0) + share

@@ -260,7 +260,7 @@ class Replica:
         self.counters["snapshots"] += 1
         if not self._was_complete:  # nobody hears of it, so that nothing is compared
             return []
-        return [reset_at(at), *changes_of(before.edits_to(staged), staged, at, None)]
+        return [reset_at(at), *changes_of(before.edits_to(staged), None, staged, at, None)]
 
     def _on_missed(self, answer: _Answer, steps: list[Step], is_last: bool) -> list[Change]:
         changes = []
@@ -303,13 +303,13 @@ class Replica:
 
     def _advance(self, step: Step) -> list[Change]:
         """Applies the delta that follows the position, if its digest comes out right."""
-        edits = self._content.apply(step)
-        if edits is None:
+        applied = self._content.apply(step)
+        if applied is None:
             self._mismatch()
             return []
         self._position = self._position._replace(seq=step.seq)
         self.counters["deltas"] += 1
-        return changes_of(edits, self._content, self._position, step.reason or None)
+        return changes_of(*applied, self._content, self._position, step.reason or None)
 
     def _drain(self) -> list[Change]:
         """Applies what was held back and now follows. What lies beyond a hole stays, for the answer that fills it."""

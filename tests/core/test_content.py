@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.content import Content, Edit, Step, read_step
+from iii_zmq.core.content import Applied, Content, Step, read_step
+from iii_zmq.errors import ProtocolError
 from iii_zmq.wire import RowKey
 from tests.core.truth import Truth, key_of, offer, worker
 
@@ -39,9 +42,11 @@ def holders(content: Content) -> dict[str, list[str]]:
     return {function_id: content.holders(function_id) for function_id in content.function_ids()}
 
 
-def dropped(edits: list[Edit] | None) -> list[RowKey]:
-    assert edits is not None
-    return [key for key, _, after in edits if after is None]
+def dropped(applied: Applied | None) -> list[RowKey]:
+    assert applied is not None
+    edits, leave = applied
+    keys = [key for key, _, after in edits if after is None]
+    return keys if leave is None else keys + [(leave.worker_id, name) for name in (*leave.offers, "")]
 
 
 ALL_OF_A: list[RowKey] = [("a", "f"), ("a", "g"), ("a", "h"), ("a", "")]
@@ -72,9 +77,8 @@ def test_the_last_of_several_providers_takes_the_function_along(truth: Truth) ->
         [("a", "f"), ("a", "g"), ("a", "")],
         [("b", "f"), ("a", "f"), ("a", "g"), ("a", "")],
         [("b", "f"), *ALL_OF_A],
-        [("a", ""), ("a", "f"), ("a", "g"), ("a", "h")],
     ],
-    ids=["h stays", "b's in place of one", "b's besides", "its own row first"],
+    ids=["h stays", "b's in place of one", "b's besides"],
 )
 def test_a_delta_that_drops_less_or_more_than_one_whole_worker_does_just_that(
     truth: Truth, drops: list[RowKey]
@@ -95,8 +99,7 @@ def test_a_row_that_is_dropped_twice_is_counted_once(truth: Truth) -> None:
     content = content_of(truth)
     data = truth.change(drops=[("a", "f"), ("a", "g"), ("a", "")], reason="bye")
     delta = wire.decode_delta(data)
-    twice = Step(delta.seq, delta.digest, delta.reason, {}, (("a", "f"), *delta.drops), len(data))
-    content.apply(twice)
+    content.apply(read_step(wire.encode_delta(replace(delta, drops=(("a", "f"), *delta.drops)))))
     assert (rows(content), content.digest) == (truth.rows, truth.digest())
 
 
@@ -112,6 +115,26 @@ def test_a_delta_with_another_digest_changes_nothing(truth: Truth, drops: list[R
     content = content_of(truth)
     before, held, total = rows(content), holders(content), content.total
     good = step(truth, drops=drops)
-    wrong = Step(good.seq, bytes(wire.DIGEST_BYTES), good.reason, good.puts, good.drops, good.size)
-    assert content.apply(wrong) is None
+    assert content.apply(replace(good, digest=bytes(wire.DIGEST_BYTES))) is None
     assert (rows(content), holders(content), content.total) == (before, held, total)
+
+
+def test_the_names_in_the_delta_of_a_leaver_are_not_read(truth: Truth) -> None:
+    content = content_of(truth)
+    delta = wire.delta_fields(truth.change(drops=ALL_OF_A, reason="died"))
+    content.apply(read_step(wire.pack([*delta[:4], b"\xc1", "a"])))
+    assert (rows(content), content.digest) == (truth.rows, truth.digest())
+
+
+def test_a_leaver_that_is_not_here_changes_nothing(truth: Truth) -> None:
+    content, before = content_of(truth), truth.rows
+    stranger = Step(9, truth.digest(), "died", {}, (), "nobody", 0)
+    assert content.apply(stranger) is None
+    assert rows(content) == before
+
+
+def test_a_delta_that_puts_a_row_of_its_leaver_is_refused() -> None:
+    row = wire.encode_row(offer("a", "f"))
+    delta = wire.Delta(1, bytes(wire.DIGEST_BYTES), "died", (row,), (("a", ""),), "a")
+    with pytest.raises(ProtocolError, match="puts a row of 'a', which it says has left"):
+        read_step(wire.encode_delta(delta))

@@ -657,8 +657,8 @@ def test_a_delta_tells_joining_first_and_leaving_last_all_with_one_seq(truth: Tr
         Change("worker_joined", None, "c", "C", None, "e", 5, None),
         Change("function_added", "h", "c", "C", None, "e", 5, 1),
         Change("function_changed", "f", "b", "B", None, "e", 5, 1),
-        Change("function_removed", "g", "a", "A", "replaced", "e", 5, 0),
         Change("function_removed", "f", "a", "A", "replaced", "e", 5, 1),
+        Change("function_removed", "g", "a", "A", "replaced", "e", 5, 0),
         Change("worker_changed", None, "b", "B", None, "e", 5, None),
         Change("worker_left", None, "a", "A", "replaced", "e", 5, None),
     ]

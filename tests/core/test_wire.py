@@ -81,8 +81,9 @@ WORKER_ROW = wire.WorkerRow("w1", "orders", "shop", 42, b"\x80", wire.READY)
 WORKER_ROW_HEX = "97 a27731 a0 a66f7264657273 a473686f70 2a c40180 a57265616479"
 PROVIDER_ROW = wire.ProviderRow("w1", "a::b", True, b"\x01")
 PROVIDER_ROW_HEX = "94 a27731 a4613a3a62 c3 c40101"
-DELTA = wire.Delta(9, DIGEST, "died", (b"\x01",), (("w1", ""), ("w1", "a::b")))
-DELTA_HEX = f"95 09 c410{DIGEST_HEX} a464696564 91c40101 92 92a27731a0 92a27731a4613a3a62"
+DELTA = wire.Delta(9, DIGEST, "died", (b"\x01",), (("w1", ""), ("w1", "a::b")), "w1")
+NO_DROPS = b"\x90"
+DELTA_HEX = f"96 09 c410{DIGEST_HEX} a464696564 91c40101 c40f 92 92a27731a0 92a27731a4613a3a62 a27731"
 
 
 def frame_of(message: wire.Message) -> bytes:
@@ -485,19 +486,25 @@ def test_a_rows_key_is_read_exactly_where_the_row_is(value: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        ([1, DIGEST, "", []], "a delta is"),
-        ([1, DIGEST, "", {}, []], "a delta is"),
-        (["1", DIGEST, "", [], []], "a delta is"),
-        ([0, DIGEST, "", [], []], "seq, digest or puts"),
-        ([1, DIGEST[1:], "", [], []], "seq, digest or puts"),
-        ([1, DIGEST, "", ["x"], []], "seq, digest or puts"),
-        ([1, DIGEST, "", [], ["ab"]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [1]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [["w"]]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [["w", 1]]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [["w", []]]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [["w", "f", "g"]]], r"drops \[worker_id, function_id\]"),
-        ([1, DIGEST, "", [], [{"w": 1, "f": 2}]], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], NO_DROPS], "a delta is"),
+        ([1, DIGEST, "", {}, NO_DROPS, ""], "a delta is"),
+        (["1", DIGEST, "", [], NO_DROPS, ""], "a delta is"),
+        ([1, DIGEST, "", [], [], ""], "a delta is"),
+        ([1, DIGEST, "", [], NO_DROPS, None], "a delta is"),
+        ([0, DIGEST, "", [], NO_DROPS, ""], "seq, digest or puts"),
+        ([1, DIGEST[1:], "", [], NO_DROPS, ""], "seq, digest or puts"),
+        ([1, DIGEST, "", ["x"], NO_DROPS, ""], "seq, digest or puts"),
+        ([1, DIGEST, "", [], b"\xc1", ""], "no msgpack"),
+        ([1, DIGEST, "", [], wire.pack(["ab"]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([1]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([["w"]]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([["w", 1]]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([["w", []]]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([["w", "f", "g"]]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], wire.pack([{"w": 1, "f": 2}]), ""], r"drops \[worker_id, function_id\]"),
+        ([1, DIGEST, "", [], NO_DROPS, "w"], "says that 'w' left, and drops other rows"),
+        ([1, DIGEST, "", [], wire.pack([["w", "f"]]), "w"], "says that 'w' left, and drops other rows"),
+        ([1, DIGEST, "", [], wire.pack([["w", ""], ["v", "f"]]), "w"], "says that 'w' left, and drops other rows"),
     ],
 )
 def test_a_malformed_delta_is_refused(value: Any, match: str) -> None:

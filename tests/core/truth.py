@@ -56,10 +56,18 @@ class Truth:
         for key in drops:
             del rows[key]
         rows.update((key_of(row), wire.encode_row(row)) for row in puts)
+        leaver = self._leaver(tuple(drops), {key_of(row) for row in puts})
         self.past.append(rows)
         packed = tuple(wire.encode_row(row) for row in puts)
-        self.deltas.append(wire.encode_delta(wire.Delta(self.seq, self.digest(), reason, packed, tuple(drops))))
+        self.deltas.append(wire.encode_delta(wire.Delta(self.seq, self.digest(), reason, packed, tuple(drops), leaver)))
         return self.deltas[-1]
+
+    def _leaver(self, drops: tuple[RowKey, ...], puts: set[RowKey]) -> str:
+        """The worker of which exactly all rows go, and none comes."""
+        leaver = drops[0][0] if drops else ""
+        of_it = {key for key in self.rows if key[0] == leaver}
+        is_all = (leaver, "") in of_it and set(drops) == of_it
+        return leaver if is_all and leaver not in {owner for owner, _ in puts} else ""
 
     def message(self, *seqs: int) -> wire.Deltas:
         """What the stream carries: these deltas, by default the last one."""

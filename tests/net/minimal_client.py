@@ -239,12 +239,12 @@ class Client:
     def _apply_held(self) -> None:
         held = sorted(msgpack.unpackb(delta) for epoch, delta in self.held if epoch == self.epoch)
         self.held = []
-        for seq, digest, _, puts, drops in held:
+        for seq, digest, _, puts, drops, _ in held:
             if seq > self.seq + 1:
                 self._sync("gap")
                 return
             if seq == self.seq + 1:
-                self._apply(seq, puts, drops)
+                self._apply(seq, puts, msgpack.unpackb(drops))
                 if self.digest() != digest:
                     self._sync("digest")
                     return
