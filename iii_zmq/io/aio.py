@@ -14,7 +14,6 @@ import asyncio
 import inspect
 import logging
 import random
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
@@ -33,6 +32,7 @@ from .face import Handler
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, check_pattern
 from .looping import Loop
+from .stopping import told_of_signals
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
 
@@ -274,26 +274,21 @@ class AsyncWorker:
             keeper.keep(loop)
 
     async def run(self) -> None:
-        """Joins and serves until Ctrl-C, SIGTERM or `close()`; then drains. Raises: as `start`."""
-        running = asyncio.get_running_loop()
+        """Joins and serves until Ctrl-C, SIGTERM or `close()`; then drains. Raises: as `start`.
+
+        Signal handlers of the user's own are left as they are. When its task is cancelled the worker is closed.
+        """
         self._over = asyncio.Event()
-        numbers = _catch_signals(running, self._over.set)
+        start = asyncio.ensure_future(self.start())
+        over = asyncio.ensure_future(self._over.wait())
         try:
-            start = asyncio.ensure_future(self.start())
-            over = asyncio.ensure_future(self._over.wait())
-            await asyncio.wait([start, over], return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
-                start.result()
-                await over
-            else:
-                start.cancel()
-                await asyncio.wait([start])
+            with told_of_signals(self._over.set):
+                await self._serve_until(start, over)
+        except asyncio.CancelledError:
+            start.cancel()
             over.cancel()
-            if self._loop is not None and self._loop.unusable is None:
-                await self.drain()
-        finally:
-            for number in numbers:
-                running.remove_signal_handler(number)
+            await self.close()
+            raise
 
     async def drain(self, timeout: float = face.DRAIN_S) -> bool:
         """Leaves without a gap: no new calls are taken, what runs and waits ends, then the worker is closed.
@@ -332,6 +327,19 @@ class AsyncWorker:
 
     def _new_core(self) -> WorkerCore:
         return WorkerCore(self._profile, random=random.random, patience_s=self._connect_timeout)
+
+    async def _serve_until(self, start: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
+        await asyncio.wait([start, over], return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait([start])
+        elif start.exception() is None:
+            await over
+        over.cancel()
+        if not start.cancelled():
+            start.result()
+        if self._loop is not None and self._loop.unusable is None:
+            await self.drain()
 
     def _record(self, items: list[Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Checked and taken over: what is new, and what was there before."""
@@ -395,15 +403,3 @@ async def _log_failure(callback: Callback, running: Coroutine[Any, Any, Any]) ->
         await running
     except Exception:
         logging.getLogger("iii_zmq.worker").exception("the callback %r failed", callback)
-
-
-def _catch_signals(running: asyncio.AbstractEventLoop, then: Callable[[], None]) -> list[int]:
-    """The signals that now call `then`: none where the loop is not in the main thread, or can't."""
-    numbers: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            running.add_signal_handler(number, then)
-        except (NotImplementedError, RuntimeError, ValueError):
-            return numbers
-        numbers.append(number)
-    return numbers
