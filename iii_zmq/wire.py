@@ -472,7 +472,10 @@ class Replay:
 
 @dataclass(slots=True)
 class Received:
-    """worker -> broker: part `index` of answer `number` arrived. At most `PARTS_OPEN_MAX` are on their way."""
+    """worker -> broker: part `index` of answer `number` arrived. At most `PARTS_OPEN_MAX` are on their way.
+
+    Also, with index 0, for a Result whose payload travelled as a frame of its own.
+    """
 
     KIND: ClassVar[int] = 10
     FIELDS: ClassVar[tuple[Any, ...]] = (int,)

@@ -176,7 +176,8 @@ class BrokerCore:
             case wire.Sync():
                 self._on_sync(session, message, now)
             case wire.Received():
-                self._answers.acknowledge(session, message.number, now)
+                if not self._calls.has_read(session, message.number):
+                    self._answers.acknowledge(session, message.number, now)
             case wire.Drain():
                 self._draining.begin(session, message.number, now)
             case wire.Bye():
@@ -226,7 +227,11 @@ class BrokerCore:
     def _on_engine_call(self, session: Session, call: wire.Call, now: float) -> None:
         self.counters["calls"] += 1
         answer = self._engine.answer(call, now)
-        if not call.flags & wire.NO_ANSWER or (isinstance(answer, wire.Failure) and answer.fate == "not_handed_over"):
+        wants_answer = not call.flags & wire.NO_ANSWER
+        if isinstance(answer, wire.Result):
+            if wants_answer:
+                self._calls.answer(session, answer)
+        elif wants_answer or answer.fate == "not_handed_over":
             self._outbox.append((session.peer, answer))
 
     def _after_answer(self, session: Session, now: float) -> None:

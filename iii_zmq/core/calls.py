@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import errors, wire
+from . import routes
 from .choice import Choice
 from .deadlines import Alarm, Deadlines
 from .outcomes import Outcomes
 from .queues import Queues
 from .registry import Provider, Registry
-from .routes import KEEP_BYTES_MAX, OPEN_CALLS_MAX, REMAINING_MS_MAX, Route
+from .routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, OPEN_CALLS_MAX, REMAINING_MS_MAX, Route
 from .session import Outbox, Session
+from .unread import Unread
 
 
 class Calls:
@@ -37,10 +39,12 @@ class Calls:
         self._outbox = outbox
         self._counters = counters
         self._numbers = 0
+        self._large_bytes = 0  # of large payloads in flight
         self._queues = Queues(registry, sessions)
         self._choice = Choice(registry, sessions)
         self._deadlines: Deadlines[Route] = Deadlines(alarm)
-        self._outcomes = Outcomes(registry, self._queues, self._deadlines, outbox, counters)
+        self._unread = Unread()
+        self._outcomes = Outcomes(registry, self._queues, self._deadlines, self._unread, outbox, counters)
 
     # -- from callers --------------------------------------------------------------------------------------------------
 
@@ -59,10 +63,17 @@ class Calls:
             self._counters["forged"] += 1
             self._outcomes.refuse(caller, number, errors.INVALID, "the caller's worker id is not this session's")
             return
+        size = len(call.payload) + len(call.header or b"")
+        if size > KEEP_BYTES_MAX and self._large_bytes + size > routes.LARGE_BYTES_MAX:
+            text = f"{routes.LARGE_BYTES_MAX} bytes of large payloads are on their way already, which is the limit"
+            self._outcomes.refuse(caller, number, errors.BUSY, text)
+            return
         self._numbers += 1
         deadline = now + min(call.remaining_ms, REMAINING_MS_MAX) / 1000
         no_answer = bool(call.flags & wire.NO_ANSWER)
-        route = Route(self._numbers, caller, number, call.function_id, call.target, deadline, now, no_answer, call)
+        route = Route(
+            self._numbers, caller, number, call.function_id, call.target, deadline, now, no_answer, size, call
+        )
         caller.open[number] = route
         self._deadlines.set(route, deadline)
         self._place(route, now)
@@ -73,6 +84,14 @@ class Calls:
         if route is not None:
             self._counters["calls_cancelled"] += 1
             self._outcomes.given_up(route)
+
+    def answer(self, caller: Session, result: wire.Result) -> None:
+        """The broker itself has answered the call."""
+        self._outcomes.answer(caller, result, "not_handed_over")
+
+    def has_read(self, caller: Session, number: int) -> bool:
+        """The caller has the large result with this number in its hands; False when none of these was on its way."""
+        return self._unread.acknowledge(caller, number)
 
     # -- from providers ------------------------------------------------------------------------------------------------
 
@@ -100,7 +119,7 @@ class Calls:
 
     def undelivered(self, provider: Session, call: wire.Call, now: float) -> None:
         """The call never left: no handler can have seen it, and it goes elsewhere or waits for the provider's end."""
-        route = provider.in_flight.pop(call.number, None)
+        route = self._taken_back(provider, call.number)
         if route is not None and route.caller is not None:
             route.hand_overs -= 1
             route.provider, route.call = None, call
@@ -110,20 +129,22 @@ class Calls:
 
     def provider_gone(self, provider: Session, now: float) -> None:
         """What it had fails or, where that can do no harm, goes to another provider."""
-        gone, provider.in_flight = list(provider.in_flight.values()), {}
+        gone, provider.in_flight, provider.in_flight_bytes = list(provider.in_flight.values()), {}, 0
+        self._large_bytes -= sum(route.size for route in gone if route.size > KEEP_BYTES_MAX)
         for route in gone:
             if route.caller is not None and not (route.idempotent and self._reroute(route, provider, now)):
                 self._outcomes.provider_lost(route, provider)
 
     def caller_gone(self, caller: Session) -> None:
         """Nobody waits for what it asked."""
+        self._unread.forget(caller)
         asked, caller.open = list(caller.open.values()), {}
         for route in asked:
             self._outcomes.given_up(route)
 
     def dispatch(self, provider: Session, now: float) -> None:
         """The provider may have room: hands it what waits, in the order of arrival."""
-        while provider.waiting and len(provider.in_flight) < provider.hello.credit and provider.routable:
+        while provider.waiting and provider.has_room and provider.routable:
             route = self._queues.first_for(provider, self._choice.may_have)
             if route is None:
                 return
@@ -200,9 +221,14 @@ class Calls:
         route.provider = provider
         route.hand_overs += 1
         route.idempotent = bool(offer.flags & wire.IDEMPOTENT)
-        if len(call.payload) > KEEP_BYTES_MAX:
-            self._outcomes.keep_payload_if_of_use(route, len(call.payload))
         provider.in_flight[route.number] = route
+        provider.in_flight_bytes += route.size
+        if provider.in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
+            self._counters["saturated"] += 1
+        if route.size > KEEP_BYTES_MAX:
+            self._large_bytes += route.size
+            if len(call.payload) > KEEP_BYTES_MAX:
+                self._outcomes.keep_payload_if_of_use(route, len(call.payload))
         self._outbox.append((provider.peer, call))
 
     def _reroute(self, route: Route, gone: Session, now: float) -> bool:
@@ -219,10 +245,19 @@ class Calls:
 
     def _finished(self, provider: Session, number: int) -> Route | None:
         """The route that this provider answers, if anybody waits; counted if not, or if it was not handed it."""
-        route = provider.in_flight.pop(number, None)
+        route = self._taken_back(provider, number)
         if route is None:
             self._counters["results_unmatched"] += 1
         elif route.caller is None:
             self._counters["results_late"] += 1
             return None
+        return route
+
+    def _taken_back(self, provider: Session, number: int) -> Route | None:
+        """The route that was handed to this provider, in flight no longer."""
+        route = provider.in_flight.pop(number, None)
+        if route is not None:
+            provider.in_flight_bytes -= route.size
+            if route.size > KEEP_BYTES_MAX:
+                self._large_bytes -= route.size
         return route

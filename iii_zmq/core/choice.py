@@ -52,7 +52,7 @@ class Choice:
             offer = offers[index]
             session = self._sessions[offer.worker_id]
             load = len(session.in_flight)
-            if not offer.active or load >= session.hello.credit or not session.routable:
+            if not offer.active or not session.has_room or not session.routable:
                 continue
             rank = (session.stalled, load)
             if best is None or rank < best_rank:

@@ -16,6 +16,7 @@ from .queues import Queues
 from .registry import Registry
 from .routes import Route
 from .session import Outbox, Session
+from .unread import Unread
 
 _SHORT = wire.TEXT_CHARS_MAX
 
@@ -24,11 +25,18 @@ class Outcomes:
     """The ends of calls."""
 
     def __init__(
-        self, registry: Registry, queues: Queues, deadlines: Deadlines[Route], outbox: Outbox, counters: Counter[str]
+        self,
+        registry: Registry,
+        queues: Queues,
+        deadlines: Deadlines[Route],
+        unread: Unread,
+        outbox: Outbox,
+        counters: Counter[str],
     ) -> None:
         self._registry = registry
         self._queues = queues
         self._deadlines = deadlines
+        self._unread = unread
         self._outbox = outbox
         self._counters = counters
         self._kept_bytes = 0
@@ -41,7 +49,17 @@ class Outcomes:
         self._counters["results"] += 1
         if not route.no_answer:
             result.number = route.caller_number
+            self.answer(caller, result, "possibly_executed")
+
+    def answer(self, caller: Session, result: wire.Result, fate: Fate) -> None:
+        """The result goes to the caller, or, where too much waits for it already, a failure of this fate."""
+        size = len(result.payload)
+        if size <= wire.INLINE_BYTES_MAX or self._unread.note(caller, result.number, size):
             self._outbox.append((caller.peer, result))
+            return
+        self._counters["results_unread"] += 1
+        text = f"the result of {size} bytes was dropped: {caller.unread_bytes} bytes of results wait unread already"
+        self._outbox.append((caller.peer, wire.Failure(result.number, errors.BUSY, fate, "", text)))
 
     def fail(self, route: Route, code: str, fate: Fate, text: str, type: str = "") -> None:
         """There is no result. Who wants no answer is told only that nobody was handed the call."""
@@ -92,7 +110,10 @@ class Outcomes:
 
     def keep_payload_if_of_use(self, route: Route, size: int) -> None:
         """A large payload is kept, while its call is in flight, only for a second try, and only so many of them."""
-        if not route.idempotent or self._kept_bytes + size - route.kept_bytes > routes.KEPT_BYTES_MAX:
+        if not route.idempotent:
+            route.call, size = None, 0
+        elif self._kept_bytes + size - route.kept_bytes > routes.KEPT_BYTES_MAX:
+            self._counters["payloads_let_go"] += 1
             route.call, size = None, 0
         self._kept_bytes += size - route.kept_bytes
         route.kept_bytes = size

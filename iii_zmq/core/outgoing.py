@@ -80,6 +80,8 @@ class Outgoing:
     # -- from the broker -----------------------------------------------------------------------------------------------
 
     def on_result(self, result: wire.Result) -> None:
+        if len(result.payload) > wire.INLINE_BYTES_MAX:  # it came as a frame of its own: the broker counts those
+            self._outbox.append((BROKER, wire.Received(result.number, 0)))
         if self._sent.pop(result.number, None) is not None:
             self._events.append(CallEnded(result.number, result.payload))
         elif not result.number & SENDS:

@@ -25,9 +25,7 @@ class Queues:
 
     def put(self, route: Route) -> bool:
         """Lets the route wait, behind those that arrived before it; False when there is no room."""
-        call = route.call
-        assert call is not None
-        size = len(call.payload) + len(call.header or b"")
+        size = route.size
         queue = self._queues.get(route.function_id)
         if self._bytes + size > QUEUED_BYTES_MAX or (queue is not None and len(queue) >= QUEUE_MAX):
             return False

@@ -24,6 +24,10 @@ QUEUE_MAX = 1024  # calls that wait for one function
 QUEUED_BYTES_MAX = 256 * 1024 * 1024  # payloads and headers that wait, all functions together
 KEEP_BYTES_MAX = wire.INLINE_BYTES_MAX  # a payload that is kept for another try, while its call is in flight, anyway
 KEPT_BYTES_MAX = 256 * 1024 * 1024  # larger ones, of idempotent functions, all together; beyond it they get no 2nd try
+# Handed to one worker and not answered, payloads and headers; beyond it calls wait as they do beyond its credit. It
+# is what libzmq may hold for a worker that does not read: two payloads of the largest size, or three at the worst.
+IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
+LARGE_BYTES_MAX = 1024 * 1024 * 1024  # payloads over KEEP_BYTES_MAX that were handed over, all workers together
 REMAINING_MS_MAX = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
 
 
@@ -39,6 +43,7 @@ class Route:
     deadline: float
     arrived_at: float
     no_answer: bool
+    size: int  # bytes of its payload and header: what it takes in a queue, or on its way to a provider
     call: wire.Call | None  # None when it can't be handed over a second time
     provider: Session | None = None  # who was handed it last; None while it waits in a queue
     idempotent: bool = False

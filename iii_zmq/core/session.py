@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .. import wire
+from .routes import IN_FLIGHT_BYTES_MAX
 
 if TYPE_CHECKING:
     from .answers import Answer
@@ -96,8 +97,11 @@ class Session:
     load: int = 0
     lag_ms: int = 0
     in_flight: dict[int, Route] = field(default_factory=dict)  # route number -> call it was handed
+    in_flight_bytes: int = 0  # the sizes of the routes in `in_flight`
     open: dict[int, Route] = field(default_factory=dict)  # its own call number -> call it made
     waiting: dict[str, None] = field(default_factory=dict)  # functions it offers with calls in their queue
+    unread: dict[int, int] = field(default_factory=dict)  # number -> bytes of large results it has not acknowledged
+    unread_bytes: int = 0  # their sum
     answer: Answer | None = None
     ended: bool = False
 
@@ -105,6 +109,11 @@ class Session:
     def routable(self) -> bool:
         """May be handed calls now (its credit aside)."""
         return self.joined and self.reachable and self.suspect_since is None and not self.leaving
+
+    @property
+    def has_room(self) -> bool:
+        """Has less in flight than it may, in number and in bytes: so any payload fits where nothing is in flight."""
+        return len(self.in_flight) < self.hello.credit and self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
 
     @property
     def presence(self) -> bytes:
@@ -127,7 +136,7 @@ COUNTERS = (
     "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
     "calls", "calls_queued", "calls_busy", "calls_no_provider", "calls_timeout", "calls_provider_lost",
     "calls_rerouted", "calls_cancelled", "results", "failures", "results_late",
-    "results_unmatched", "forged",
+    "results_unmatched", "results_unread", "forged", "saturated", "payloads_let_go",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from iii_zmq import wire
 from iii_zmq.core import calls as calls_module
-from iii_zmq.core import queues, routes
+from iii_zmq.core import queues, routes, unread
+from iii_zmq.core import session as session_module
 from iii_zmq.core.session import Subscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
@@ -333,6 +334,173 @@ def test_what_waits_for_a_worker_that_goes_fails_though_others_offer_the_functio
     assert broker.failures("a") == [(2, "no_provider", "not_handed_over")]
 
 
+def bounded(monkeypatch: pytest.MonkeyPatch, bytes_max: int) -> None:
+    for module in (session_module, calls_module):
+        monkeypatch.setattr(module, "IN_FLIGHT_BYTES_MAX", bytes_max)
+
+
+def test_a_worker_with_many_bytes_in_flight_gets_no_more_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 128 calls of 16 MiB for a worker that did not read were 2 GiB in libzmq's queue.
+    bounded(monkeypatch, 250)
+    broker, a, p = served("f")
+    broker.send("a", *[a.call(number, "f", payload=bytes(100)) for number in range(5)])
+    calls = broker.calls("p")
+    assert (len(calls), broker.count("calls_queued", "saturated"), broker.failures("a")) == (3, [2, 1], [])
+    broker.send("p", result(calls[0]))
+    assert (len(broker.calls("p")), broker.count("saturated")) == (1, [2])
+    session = broker.session(p)
+    assert session is not None
+    assert session.in_flight_bytes == 300
+
+
+def test_another_provider_takes_what_one_with_many_bytes_may_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, 100)
+    broker, a = providers(9, 9)
+    broker.send("a", a.call(1, "f", payload=bytes(100)), *[a.call(number, "f") for number in range(2, 5)])
+    assert [len(broker.calls(f"p{at}")) for at in range(2)] == [1, 3]
+
+
+def test_an_idle_worker_takes_the_largest_payload_however_low_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, 1)
+    broker, a, _ = served("f")
+    broker.send("a", a.call(1, "f", payload=LARGE), a.call(2, "f", payload=LARGE))
+    (call,) = broker.calls("p")
+    broker.send("p", result(call))
+    assert (len(broker.calls("p")), broker.failures("a")) == (1, [])
+
+
+def test_a_header_in_flight_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, 250)
+    broker, a, _ = served("f")
+    broker.send("a", a.call(1, "f", header=bytes(300)), a.call(2, "f"))
+    assert len(broker.calls("p")) == 1
+
+
+def test_a_call_that_nobody_waits_for_takes_its_bytes_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, 100)
+    broker, a, _ = served("f")
+    broker.send("a", a.call(1, "f", payload=bytes(100)), wire.Cancel(1), a.call(2, "f"))
+    (call,) = broker.calls("p")
+    broker.send("p", result(call))
+    assert len(broker.calls("p")) == 1
+
+
+def test_what_could_not_be_sent_is_not_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, 250)
+    broker, a, p = served("f")
+    broker.send("a", a.call(1, "f", payload=LARGE))
+    (call,) = broker.calls("p")
+    broker.fail("p", call, overflow=True)
+    assert broker.session(p) is None
+    assert leftovers(broker.core).get("large_bytes") is None
+
+
+def test_large_payloads_are_limited_for_all_workers_together_and_small_ones_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "LARGE_BYTES_MAX", len(LARGE) + 100)
+    broker, a = providers(9, 9)
+    broker.send("a", a.call(1, "f", payload=LARGE), a.call(2, "f", payload=LARGE), a.call(3, "f"))
+    assert broker.failures("a") == [(2, "busy", "not_handed_over")]
+    (call,) = (one for at in range(2) for one in broker.calls(f"p{at}") if one.payload is LARGE)
+    broker.send("p0", result(call))
+    broker.send("p1", result(call))
+    broker.send("a", a.call(4, "f", payload=LARGE))
+    assert (broker.failures("a"), broker.count("calls_busy")) == ([], [1])
+
+
+def test_the_bytes_of_a_lost_provider_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "LARGE_BYTES_MAX", len(LARGE) + 100)
+    broker, a = providers(9, 9)
+    broker.send("a", a.call(1, "f", payload=LARGE, target=broker.id_of("p0")), a.call(2, "f"))
+    broker.send("p0", wire.Bye(1))
+    broker.send("p0", wire.Hello(2, [], "p", "h", 1, bytes([128]), 9, False, "", 0, b"", b""))  # the call is lost
+    broker.send("a", a.call(3, "f", payload=LARGE))
+    assert [code for _, code, _ in broker.failures("a")] == ["provider_lost"]
+
+
+# -- results that wait unread ------------------------------------------------------------------------------------------
+
+
+def answer_all(broker: Brokerage, payload: bytes = LARGE) -> None:
+    broker.send("p", *[wire.Result(call.number, payload) for call in broker.calls("p")])
+
+
+def test_a_caller_that_does_not_acknowledge_large_results_is_told_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4,096 results of 32 MiB for a caller that did not read were 128 GiB in libzmq's queue.
+    monkeypatch.setattr(unread, "UNREAD_BYTES_MAX", 2 * len(LARGE))
+    broker, a, _ = served("f")
+    broker.send("a", *[a.call(number, "f") for number in range(4)])
+    answer_all(broker)
+    got = [type(one).__name__ for one in broker._sent[b"a"]]
+    assert (got, broker.failures("a")) == (
+        ["Result", "Result", "Failure", "Failure"],
+        [(number, "busy", "possibly_executed") for number in (2, 3)],
+    )
+    assert broker.count("results", "results_unread") == [4, 2]
+
+
+def test_small_results_need_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "UNREAD_BYTES_MAX", 0)
+    broker, a, _ = served("f")
+    broker.send("a", a.call(1, "f"))
+    answer_all(broker, bytes(wire.INLINE_BYTES_MAX))
+    assert [type(one) for one in broker.to("a")] == [wire.Result]
+
+
+def test_an_acknowledged_result_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "UNREAD_BYTES_MAX", len(LARGE))
+    broker, a, _ = served("f")
+    for number in range(3):
+        broker.send("a", a.call(number, "f"))
+        answer_all(broker)
+        assert [type(one) for one in broker.to("a")] == [wire.Result]
+        broker.send("a", wire.Received(number, 0))
+    assert broker.count("unexpected") == [0]
+    broker.send("a", wire.Received(2, 0))  # once is enough
+    assert broker.count("unexpected") == [1]
+
+
+def test_unread_results_are_limited_for_all_callers_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "UNREAD_ALL_BYTES_MAX", len(LARGE))
+    broker, a, _ = served("f")
+    b = broker.join("b")
+    broker.send("a", a.call(1, "f"))
+    broker.send("b", b.call(1, "f"))
+    answer_all(broker)
+    assert ([type(one) for one in broker.to("a")], broker.failures("b")) == (
+        [wire.Result],
+        [(1, "busy", "possibly_executed")],
+    )
+
+
+def test_what_a_caller_had_not_read_goes_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "UNREAD_ALL_BYTES_MAX", len(LARGE))
+    broker, a, _ = served("f")
+    broker.send("a", a.call(1, "f"))
+    answer_all(broker)
+    broker.send("a", wire.Bye(1))
+    assert leftovers(broker.core).get("unread") is None
+
+
+def test_a_number_that_is_used_twice_costs_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, a, _ = served("f")
+    for _ in range(2):
+        broker.send("a", a.call(1, "f"))
+        answer_all(broker)
+    broker.send("a", wire.Received(1, 0))
+    assert leftovers(broker.core).get("unread") is None
+
+
+def test_large_answers_of_the_broker_itself_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "UNREAD_BYTES_MAX", 0)
+    broker, a, _ = served(*[entry(f"f{number}", description="d" * 60_000) for number in range(2)])
+    broker.send("a", a.call(1, "engine::functions::list"), a.call(2, "engine::ping"))
+    answers = broker.to("a")
+    assert [type(one) for one in answers] == [wire.Failure, wire.Result]
+    assert (answers[0].code, answers[0].fate) == ("busy", "not_handed_over")  # type: ignore[union-attr]
+
+
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
@@ -604,6 +772,7 @@ def test_large_payloads_of_idempotent_functions_are_kept_up_to_a_limit(monkeypat
     monkeypatch.setattr(routes, "KEPT_BYTES_MAX", len(LARGE) + 1)
     broker, a, p = served(entry("f", idempotent=True))
     broker.send("a", a.call(1, "f", payload=LARGE), a.call(2, "f", payload=LARGE))
+    assert broker.count("payloads_let_go") == [1]
     broker.worker("q", entry("f", idempotent=True))
     broker.die(p)
     assert broker.failures("a") == [(2, "provider_lost", "possibly_executed")]

@@ -752,6 +752,14 @@ def test_a_call_and_its_result(joined: Place) -> None:
     assert joined.core.outgoing.due == float("inf")
 
 
+def test_a_large_result_is_acknowledged_also_when_nobody_waits_for_it(joined: Place) -> None:
+    number = joined.call()
+    joined.sent()
+    large = bytes(wire.INLINE_BYTES_MAX + 1)
+    joined.hear(wire.Result(number, large), wire.Result(number, large), wire.Result(99, bytes(wire.INLINE_BYTES_MAX)))
+    assert joined.sent() == [wire.Received(number, 0)] * 2
+
+
 def test_a_result_may_be_taken_by_who_waits_for_it(joined: Place) -> None:
     number, other = joined.call(), joined.call()
     assert joined.core.outgoing.pop_answered(number)

@@ -14,7 +14,7 @@ from itertools import count
 
 from iii_zmq import wire
 from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.routes import Route
+from iii_zmq.core.routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, Route
 from iii_zmq.core.session import EVERYONE, Peer, Session, Settings, Undelivered, Unsubscribed
 from tests.core.brokerage import all_deltas
 
@@ -226,7 +226,9 @@ class BrokerHost:
         assert set(calls._deadlines._orders) == set(waited_for)
         assert calls._queues._bytes == sum(route.queued_bytes for route in queued)
         assert calls._outcomes._kept_bytes == sum(route.kept_bytes for route in queued + flying)
+        assert calls._large_bytes == sum(route.size for route in flying if route.size > KEEP_BYTES_MAX)
         for session in sessions.values():
+            assert session.in_flight_bytes == sum(route.size for route in session.in_flight.values())
             assert all(route.provider is session for route in session.in_flight.values())
             assert all(route.caller is session for route in session.open.values())
         told = {
@@ -252,6 +254,8 @@ class BrokerHost:
 
     def may_have(self, session: Session, route: Route) -> bool:
         if not session.routable or len(session.in_flight) >= session.hello.credit:
+            return False
+        if session.in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
             return False
         if route.target not in ("", session.worker_id) or session.worker_id in route.tried:
             return False

@@ -143,6 +143,8 @@ class Client:
     def _on_control(self, kind: int, number: int, fields: list[Any], payload: bytes) -> None:
         if kind in (ACK, REFUSE, RESULT, FAILURE):
             self.answers[number] = (kind, fields, payload)
+            if kind == RESULT and len(payload) > INLINE_BYTES_MAX:
+                self._send(RECEIVED, [0], number=number)
         elif kind == CALL:
             self._send(RESULT, [], msgpack.packb([self.name, msgpack.unpackb(payload)]), number)
         elif kind in (SNAPSHOT, REPLAY, INVITE) and number == self.awaited:

@@ -120,7 +120,7 @@ class RawPeer:
     # -- hearing -------------------------------------------------------------------------------------------------------
 
     def read(self, *kinds: type[Any], within_s: float = PATIENCE_S) -> Any:
-        """The next message of one of these kinds; others are lost, parts of answers are acknowledged."""
+        """The next message of one of these kinds; others are lost, what is to be acknowledged is."""
         until = time.monotonic() + within_s
         while True:
             message = self.read_any(until - time.monotonic())
@@ -135,6 +135,8 @@ class RawPeer:
         message = wire.decode(frame, rest[0] if rest else None, header_bytes_max=wire.STREAM_BYTES_MAX)
         if isinstance(message, wire.Snapshot | wire.Replay):
             self.send(wire.Received(message.number, message.index))
+        elif isinstance(message, wire.Result) and len(message.payload) > wire.INLINE_BYTES_MAX:
+            self.send(wire.Received(message.number, 0))
         return message
 
     def read_stream(self, within_s: float) -> wire.OnStream | None:
