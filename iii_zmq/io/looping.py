@@ -234,9 +234,7 @@ class Loop:
             case RunCall():
                 self._run(event)
             case CancelCall():
-                task = self._tasks.get(event.run)
-                if task is not None:
-                    task.cancel()
+                self._cancel(event.run)
             case _:
                 self.desk.take(event)
         if self._conditions:
@@ -262,6 +260,16 @@ class Loop:
             self._pool.submit(lambda: self._run_in_pool(run))
         else:
             hand_back(self.core.incoming, run, self._handlers.run_here(run))
+
+    def _cancel(self, run: RunCall) -> None:
+        """A task that is cancelled before its first step never gets to its `finally`: it is answered for here."""
+        task = self._tasks.get(run)
+        if task is None:
+            return
+        task.cancel()
+        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]  # it is one
+            del self._tasks[run]
+            self._hand_back(run, NOT_STARTED)
 
     async def _run_task(self, run: RunCall, handler: Handler) -> None:
         """The task's context is its own, so that what it sets there need not be reset."""
