@@ -68,6 +68,7 @@ class AsyncWorker:
         self._listeners = Listeners(_call)
         self._core = self._new_core()
         self._loop: Loop | None = None
+        self._joining: Loop | None = None  # while there is none yet: for `close()` to end
         self._closed = False
         self._starting = asyncio.Lock()
         self._over: asyncio.Event | None = None
@@ -262,14 +263,19 @@ class AsyncWorker:
                 return
             if self._core.membership.phase != IDLE:  # a failed start is behind us
                 self._core = self._new_core()
-            loop = Loop(self._core, self._handlers, self._listeners, self._threads)
+            loop = self._joining = Loop(self._core, self._handlers, self._listeners, self._threads)
             try:
                 refusals = await loop.join(None if self._retry else self._connect_timeout)
                 if refusals:
                     raise first_refusal(refusals, len(self._handlers))
-            except BaseException:
+                self._check_not_closed()
+            except BaseException as error:
                 loop.end()
+                if isinstance(error, Exception):
+                    self._check_not_closed()  # then that is what happened, whatever followed from it
                 raise
+            finally:
+                self._joining = None
             self._loop = loop
             keeper.keep(loop)
 
@@ -286,9 +292,11 @@ class AsyncWorker:
                 await self._serve_until(start, over)
         except asyncio.CancelledError:
             start.cancel()
-            over.cancel()
             await self.close()
             raise
+        finally:
+            if not over.get_loop().is_closed():
+                over.cancel()
 
     async def drain(self, timeout: float = face.DRAIN_S) -> bool:
         """Leaves without a gap: no new calls are taken, what runs and waits ends, then the worker is closed.
@@ -303,10 +311,12 @@ class AsyncWorker:
             await self.close()
 
     async def close(self) -> None:
-        """Leaves at once. Calls that are still open fail. May be repeated."""
+        """Leaves at once. Calls that are still open fail. May be repeated, and ends a `start()` of another task."""
         self._closed = True
         if self._over is not None:
             self._over.set()
+        if self._joining is not None:
+            self._joining.end()
         if self._loop is not None and self._loop.unusable is None:
             keeper.drop(self._loop)
             await self._loop.leave_broker(CLOSE_S)
@@ -330,14 +340,14 @@ class AsyncWorker:
 
     async def _serve_until(self, start: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
         await asyncio.wait([start, over], return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
+        if not over.done():
+            start.result()
+            await over
+        else:
             start.cancel()
             await asyncio.wait([start])
-        elif start.exception() is None:
-            await over
-        over.cancel()
-        if not start.cancelled():
-            start.result()
+            if not start.cancelled():
+                start.exception()  # of no interest: it was told to end
         if self._loop is not None and self._loop.unusable is None:
             await self.drain()
 

@@ -69,6 +69,7 @@ class Worker:
         self._core = self._new_core()
         self._driver: Driver | None = None
         self._stay: Stay | None = None  # as long as there is a driver
+        self._joining: Driver | None = None  # while there is none yet: for `close()` to wake
         self._closed = False
         self._starting = threading.Lock()
 
@@ -289,10 +290,13 @@ class Worker:
         return self._drain(timeout)
 
     def close(self) -> None:
-        """Leaves at once. Calls that are still open fail. May be repeated."""
+        """Leaves at once. Calls that are still open fail. May be repeated, and end a `start()` of another thread."""
         self._closed = True
+        joining = self._joining
         if self._stay is not None:
             self._stay.leave(CLOSE_S)
+        elif joining is not None:
+            joining.wake()
 
     def __enter__(self) -> Worker:
         driver = self._open()
@@ -322,21 +326,27 @@ class Worker:
                 return self._check_started()
             if self._core.membership.phase != IDLE:  # a failed start is behind us
                 self._core = self._new_core()
-            driver = Driver(self._core, self._handlers, self._listeners, self._threads)
+            driver = self._joining = Driver(self._core, self._handlers, self._listeners, self._threads)
             stay = Stay(driver, self._handlers)
             if signals is not None:
                 signals.driver = driver
             try:
                 refusals = stay.join(
-                    None if self._retry else self._connect_timeout, None if signals is None else signals.came
+                    None if self._retry else self._connect_timeout,
+                    lambda: self._closed or (signals is not None and signals.came()),
                 )
+                if refusals:
+                    raise first_refusal(refusals, len(self._handlers))
             except BaseException:
                 stay.leave(0.0)
                 raise
-            if refusals:
-                stay.leave(0.0)
-                raise first_refusal(refusals, len(self._handlers))
+            finally:
+                self._joining = None
             self._driver, self._stay = driver, stay
+            if self._closed:  # by another thread or a callback, which saw no stay that it could end
+                stay.leave(0.0)
+                if signals is None:
+                    raise errors.Closed("the worker was closed")
             return driver
 
     def _drain(self, timeout: float) -> bool:

@@ -5,13 +5,15 @@ A clear error or no effect; no hang, no leak.
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from iii_zmq import Worker
-from tests.fault.programs import program, run, until
+from iii_zmq import AsyncWorker, Closed, Worker
+from tests.fault.programs import PATIENCE_S, program, run, until
 from tests.net.brokers import RunningBroker, running_broker
 
 pytestmark = [pytest.mark.net, pytest.mark.fault]
@@ -116,3 +118,63 @@ def test_a_run_that_is_cancelled_closes_its_worker(url: str) -> None:
     """
     done = run(code, url)
     assert (done.out, done.err) == ("True closed 1\n", "")
+
+
+# -- closed while it joins ---------------------------------------------------------------------------------------------
+
+NOBODY = "tcp://127.0.0.1:9"
+
+
+def test_a_start_that_waits_for_its_broker_ends_when_another_thread_closes_the_worker() -> None:
+    """`close()` found nothing to close yet, and the start waited for ever."""
+    worker = Worker("patient", NOBODY, retry=True)
+    connecting = threading.Event()
+    worker.on_state(lambda _: connecting.set())
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            worker.start()
+        except Closed as error:
+            raised.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    assert connecting.wait(PATIENCE_S)
+    worker.close()
+    starting.join(PATIENCE_S)
+    assert (starting.is_alive(), [str(error) for error in raised]) == (False, ["the worker was closed"])
+
+
+def test_a_start_that_waits_for_its_broker_ends_when_another_task_closes_the_worker() -> None:
+    async def main() -> None:
+        worker = AsyncWorker("patient", NOBODY, retry=True)
+        connecting = asyncio.Event()
+        worker.on_state(lambda _: connecting.set())
+        starting = asyncio.ensure_future(worker.start())
+        await connecting.wait()
+        await worker.close()
+        with pytest.raises(Closed, match="the worker was closed"):
+            await asyncio.wait_for(starting, PATIENCE_S)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_a_callback_closes_as_soon_as_it_is_connected_stays_closed(url: str) -> None:
+    """The state is told before `run()` holds what it could close: it served for ever."""
+    worker = Worker("fleeting", url)
+    worker.on_state(lambda state: state == "connected" and worker.close())
+    running = threading.Thread(target=worker.run)
+    running.start()
+    running.join(PATIENCE_S)
+    assert (running.is_alive(), worker.state) == (False, "closed")
+
+
+def test_an_async_worker_that_a_callback_closes_as_soon_as_it_is_connected_stays_closed(url: str) -> None:
+    async def main() -> None:
+        worker = AsyncWorker("fleeting", url)
+        worker.on_state(lambda state: worker.close() if state == "connected" else None)
+        await asyncio.wait_for(worker.run(), PATIENCE_S)
+        assert worker.state == "closed"
+
+    asyncio.run(main())
