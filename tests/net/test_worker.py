@@ -116,7 +116,7 @@ def test_an_absent_broker_is_an_error_within_the_connect_timeout() -> None:
     began = time.monotonic()
     with pytest.raises(BrokerUnreachable, match=r"tcp://127\.0\.0\.1:9 within 0\.3 s"):
         worker.start()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # the usual connect timeout is 5 s
     assert isinstance(BrokerUnreachable(), ConnectionError)
 
 
@@ -311,6 +311,7 @@ def provider(request: pytest.FixtureRequest, make: Callable[..., Worker]) -> Wor
     worker.register("p::fail", lambda payload: payload["missing"])
     worker.register("p::odd", lambda payload: object())
     worker.register("p::sleep", time.sleep)
+    worker.register("p::patient", lambda _: until(lambda: current_call().cancelled, 20.0))
     worker.start()
     return worker
 
@@ -333,15 +334,14 @@ def test_calls_and_failures(provider: Worker, make: Callable[..., Worker]) -> No
         assert caller.call("engine::status")["workers"] >= 2
 
 
-def test_a_timeout_ends_within_its_grace(provider: Worker, make: Callable[..., Worker]) -> None:
+def test_a_call_ends_by_its_timeout(provider: Worker, make: Callable[..., Worker]) -> None:
     with make("caller") as caller:
         began = time.monotonic()
         with pytest.raises(CallTimeout) as raised:
             caller.call("p::sleep", 0.6, timeout=0.25)
-        assert 0.25 <= time.monotonic() - began < 0.35
+        assert 0.25 <= time.monotonic() - began < 5  # how soon after it is measured elsewhere
         assert raised.value.fate == "possibly_executed"
         assert isinstance(raised.value, TimeoutError)
-        time.sleep(0.5)
         assert caller.call("p::echo", "still there") == "still there"
 
 
@@ -350,7 +350,7 @@ def test_submit_send_and_cancel(provider: Worker, make: Callable[..., Worker]) -
         futures = [caller.submit("p::echo", i) for i in range(200)]
         assert {future.result(5) for future in as_completed(futures, 5)} == set(range(200))
         lost = caller.submit("p::sleep", 0.2)
-        time.sleep(0.05)
+        caller.call("engine::ping")  # what was asked before it has reached the broker, too
         assert lost.cancel()
         assert lost.cancelled()
         caller.send("p::echo", 5)
@@ -402,10 +402,10 @@ def test_nested_calls_inherit_the_deadline(make: Callable[..., Worker], provider
         call = current_call()
         assert call.function_id == "deadline::outer"
         callers.append(call.caller)
-        assert 0.2 < call.remaining() <= 0.3
+        assert 0 < call.remaining() <= 0.5
         began = time.monotonic()
         try:
-            middle.call("p::sleep", 0.8, timeout=10)
+            middle.call("p::patient", timeout=10)
         finally:
             spent.append(time.monotonic() - began)
 
@@ -414,10 +414,10 @@ def test_nested_calls_inherit_the_deadline(make: Callable[..., Worker], provider
     with make("caller") as caller:
         caller.wait_for("deadline::outer")
         with pytest.raises(CallTimeout):
-            caller.call("deadline::outer", timeout=0.3)
+            caller.call("deadline::outer", timeout=0.5)
         assert callers == [caller.id]
     until(lambda: spent)
-    assert spent[0] < 0.4
+    assert spent[0] < 5  # without it, 10
 
 
 def test_a_handler_sees_that_nobody_waits(make: Callable[..., Worker]) -> None:
@@ -453,7 +453,7 @@ def test_leaving_with_waits_for_open_futures_and_no_longer(provider: Worker, mak
     with make("caller") as caller:
         future = caller.submit("p::sleep", 0.3)
     assert future.result(0) is None
-    assert 0.3 <= time.monotonic() - began < 1.0
+    assert 0.3 <= time.monotonic() - began < 4  # it would wait for 5 s
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ def test_wait_for_wakes_at_the_first_provider(make: Callable[..., Worker]) -> No
         timer.start()
         began = time.monotonic()
         waiter.wait_for("late::f", "engine::status", timeout=5)
-        assert 0.15 < time.monotonic() - began < 0.4
+        assert 0.15 < time.monotonic() - began < 4
         with pytest.raises(WaitTimeout) as raised:
             waiter.wait_for("late::f", "never::f", timeout=0.1)
         assert raised.value.missing == ["never::f"]
@@ -497,9 +497,9 @@ def test_a_reader_of_changes_ends_with_its_worker(make: Callable[..., Worker]) -
     watcher = make("watcher")
     watcher.start()
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(change.kind for change in watcher.changes()))
+    changes = watcher.changes()
+    reader = threading.Thread(target=lambda: seen.extend(change.kind for change in changes))
     reader.start()
-    time.sleep(0.05)
     make("other").start()
     until(lambda: seen)
     watcher.close()
@@ -517,9 +517,9 @@ def test_drain_lets_running_and_queued_calls_end(make: Callable[..., Worker]) ->
     with make("caller") as caller:
         caller.wait_for("drain::sleep")
         futures = [caller.submit("drain::sleep", 0.2) for _ in range(3)]
-        time.sleep(0.05)
-        assert provider.drain(timeout=5)
-        assert [future.result(1) for future in futures] == ["done"] * 3
+        caller.call("engine::ping")  # what was asked before it has reached the broker, too
+        assert provider.drain(timeout=20)
+        assert [future.result(5) for future in futures] == ["done"] * 3
         assert provider.state == "closed"
         with pytest.raises(NoProvider):
             caller.call("drain::sleep", 0)
@@ -527,24 +527,25 @@ def test_drain_lets_running_and_queued_calls_end(make: Callable[..., Worker]) ->
 
 def test_close_sends_the_result_that_is_about_to_come(make: Callable[..., Worker]) -> None:
     provider = make("leaver")
-    provider.register("close::sleep", lambda s: time.sleep(s) or "done")
+    started = threading.Event()
+    provider.register("close::sleep", lambda s: started.set() or time.sleep(s) or "done")
     provider.start()
     with make("caller") as caller:
         caller.wait_for("close::sleep")
-        future = caller.submit("close::sleep", 0.2)
-        time.sleep(0.1)
+        future = caller.submit("close::sleep", 0.1)
+        assert started.wait(5)
         provider.close()
-        assert future.result(1) == "done"
+        assert future.result(5) == "done"
 
 
 def test_close_fails_what_is_open(make: Callable[..., Worker], provider: Worker) -> None:
     caller = make("caller")
     caller.start()
     future = caller.submit("p::sleep", 1)
-    time.sleep(0.05)
+    caller.call("engine::ping")
     caller.close()
     with pytest.raises(BrokerLost, match="closed"):
-        future.result(1)
+        future.result(5)
 
 
 def test_a_handler_may_close_its_worker(make: Callable[..., Worker]) -> None:
@@ -572,9 +573,9 @@ def test_run_ends_by_signal_and_drains(url: str, number: int, make: Callable[...
     with make("caller") as caller:
         caller.wait_for("run::sleep", timeout=10)
         future = caller.submit("run::sleep", 0.4)
-        time.sleep(0.1)
+        caller.call("engine::ping")
         process.send_signal(number)
-        assert future.result(2) == "done"
+        assert future.result(10) == "done"
         out, err = process.communicate(timeout=5)
         assert (process.returncode, out, err) == (0, "after closed\n", "")
 
@@ -658,11 +659,11 @@ def test_after_a_restart_of_the_broker_all_is_as_before(number: int) -> None:
         caller.start()
         caller.wait_for("again::sleep")
         epoch = caller.position.epoch
-        open_call = caller.submit("again::sleep", 5)
-        time.sleep(0.05)
+        open_call = caller.submit("again::sleep", 20)
+        caller.call("engine::ping")
         first.process.send_signal(number)
         with pytest.raises(BrokerLost) as raised:
-            open_call.result(3)  # far below the 5 s that the handler takes
+            open_call.result(15)  # below the 20 s that the handler takes
         assert raised.value.fate == "possibly_executed"
         first.process.wait(5)
         waiting = caller.submit("again::f1", "patient")
@@ -717,11 +718,12 @@ def test_a_stuck_inline_handler_shows_as_stalled_and_recovers(make: Callable[...
         provider.register("stuck::sleep", time.sleep)
         provider.start()
         watcher.wait_for("stuck::sleep")
-        future = watcher.submit("stuck::sleep", 1.2)
+        future = watcher.submit("stuck::sleep", 1.5)
         state = lambda: watcher.workers[provider.id].state  # type: ignore[index]  # noqa: E731
-        until(lambda: state() == "stalled", 1.0)
-        future.result(3)
-        until(lambda: state() == "ready", 1.0)
+        until(lambda: state() == "stalled")
+        assert not future.done()
+        future.result(10)
+        until(lambda: state() == "ready")
 
 
 @pytest.mark.fault
@@ -739,9 +741,9 @@ def test_a_stopped_process_comes_back_whole(make: Callable[..., Worker]) -> None
             watcher.wait_for("stop::echo")
             time.sleep(0.3)  # until its first ZMTP heartbeat the broker has no time limit for it
             process.send_signal(signal.SIGSTOP)
-            until(lambda: "stop::echo" not in watcher.functions, 2.0)
+            until(lambda: "stop::echo" not in watcher.functions, 10.0)
             process.send_signal(signal.SIGCONT)
-            watcher.wait_for("stop::echo", timeout=3)
+            watcher.wait_for("stop::echo", timeout=10)
             assert watcher.call("stop::echo", 1) == 1
         finally:
             process.kill()
