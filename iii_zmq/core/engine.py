@@ -8,7 +8,6 @@ may be: a page may be empty and still have a `next`.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -55,8 +54,6 @@ class Engine:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._registry = broker.registry
-        self._ids: list[str] = []
-        self._ids_seq = -1
         self._answers: dict[str, Callable[[Any, float], Any]] = {
             "engine::functions::list": self._functions_list,
             "engine::functions::info": self._functions_info,
@@ -86,7 +83,10 @@ class Engine:
 
     def _functions_list(self, request: Any, now: float) -> dict[str, Any]:
         query = _Query(request)
-        page, cursor = query.page(self._sorted_ids(query.all), self._function_if)
+        ids = self._registry.function_ids.after(query.after, EXAMINED_MAX + 1)
+        if query.all:
+            ids = sorted([*ids, *[one for one in DESCRIPTIONS if one > query.after]])
+        page, cursor = query.page(ids, self._function_if)
         return {"position": self._position(), "functions": page, "next": cursor}
 
     def _functions_info(self, request: Any, now: float) -> dict[str, Any]:
@@ -128,16 +128,11 @@ class Engine:
             )
         return _function_json(entry, providers)
 
-    def _sorted_ids(self, with_engine: bool) -> list[str]:
-        if self._ids_seq != self._registry.seq:
-            self._ids = sorted(self._registry.providers)
-            self._ids_seq = self._registry.seq
-        return sorted([*self._ids, *DESCRIPTIONS]) if with_engine else self._ids
-
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def _workers_list(self, request: Any, now: float) -> dict[str, Any]:
-        page, cursor = _Query(request).page(sorted(self._registry.workers), self._worker_if)
+        query = _Query(request)
+        page, cursor = query.page(self._registry.worker_ids.after(query.after, EXAMINED_MAX + 1), self._worker_if)
         return {"position": self._position(), "workers": page, "next": cursor}
 
     def _workers_info(self, request: Any, now: float) -> dict[str, Any]:
@@ -200,12 +195,11 @@ class _Query:
         return name.startswith(self.prefix) and (not self.search or any(self.search in text.lower() for text in texts))
 
     def page(self, ids: list[str], look: Callable[[_Query, str], _Looked]) -> tuple[list[dict[str, Any]], str | None]:
-        """The elements after the cursor that match, and the next cursor."""
+        """Those of these ids' elements that match, and the next cursor. The ids are the first after the present one."""
         found: list[dict[str, Any]] = []
         examined_bytes = 0
-        start = bisect_right(ids, self.after)
-        end = min(start + EXAMINED_MAX, len(ids))
-        for index in range(start, end):
+        end = min(EXAMINED_MAX, len(ids))
+        for index in range(end):
             element, examined = look(self, ids[index])
             examined_bytes += examined
             if element is not None:

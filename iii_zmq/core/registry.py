@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from .. import errors, wire
 from ..wire import FunctionEntry, ProviderRow, RowKey, WorkerRow
 from .history import HISTORY_BYTES_MAX, HISTORY_MAX, History
+from .ordered import Ordered
 
 FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
 CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # rows in all: entries near their own limit would need few rows to fill memory
@@ -62,6 +63,8 @@ class Registry:
         self.history = History(history_max, history_bytes_max)
         self.workers: dict[str, WorkerRow] = {}
         self.providers: dict[str, list[Provider]] = {}  # in the order of registration: the order of promotion
+        self.worker_ids = Ordered()  # the keys of `workers`
+        self.function_ids = Ordered()  # the keys of `providers`
         self.offered: dict[str, dict[str, Provider]] = {}  # worker id -> function id -> its provider
         self.leads: dict[str, dict[str, None]] = {}  # worker id -> exclusive functions in which it is the active one
         self.provider_rows = 0
@@ -87,6 +90,7 @@ class Registry:
         """A worker is here. It must not be here already."""
         assert row.worker_id not in self.workers
         self.workers[row.worker_id] = row
+        self.worker_ids.add(row.worker_id)
         self.offered[row.worker_id] = {}
         self.leads[row.worker_id] = {}
         draft = _Draft()
@@ -96,6 +100,7 @@ class Registry:
     def leave(self, worker_id: str, reason: str) -> list[str]:
         """The worker goes, with all it offered; stand-bys are promoted. Returns the ids of the functions it offered."""
         del self.workers[worker_id]
+        self.worker_ids.remove(worker_id)
         function_ids = list(self.offered.pop(worker_id))
         draft = _Draft(leaver=worker_id)
         for function_id in function_ids:
@@ -209,7 +214,10 @@ class Registry:
         known = self.offered[worker_id].get(entry.id)
         if known is None:
             known = Provider(worker_id, entry.flags, not entry.exclusive, 0, data)
-            self.providers.setdefault(entry.id, []).append(known)
+            if entry.id not in self.providers:
+                self.providers[entry.id] = []
+                self.function_ids.add(entry.id)
+            self.providers[entry.id].append(known)
             self.offered[worker_id][entry.id] = known
             self.provider_rows += 1
         elif (known.flags ^ entry.flags) & wire.EXCLUSIVE:  # its only provider changed its mind
@@ -230,6 +238,7 @@ class Registry:
         draft.drops[worker_id, function_id] = None
         if not providers:
             del self.providers[function_id]
+            self.function_ids.remove(function_id)
         elif gone.active and gone.flags & wire.EXCLUSIVE:
             self._promote(draft, function_id, self._heir(providers))
 
