@@ -38,6 +38,8 @@ PREFIX = struct.Struct(">2sBBIQ")
 INLINE_BYTES_MAX = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
 PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # one call's payload or result; what the ROUTER's MAXMSGSIZE rests on
 CONTROL_BYTES_MAX = 1024 * 1024  # header of what a worker sends; unpacking it costs at most some 75 MB for a moment
+LARGE_BYTES = 16 * 1024  # a larger header is looked through before it is unpacked: see CONTAINERS_MAX
+CONTAINERS_MAX = 4096  # maps and arrays in a large header; an Ack that refuses a whole batch has 1,026
 STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of what a broker sends; a worker trusts its broker
 ENTRY_BYTES_MAX = 64 * 1024  # one function's entry, schemas included
 METADATA_BYTES_MAX = 64 * 1024  # one worker's metadata
@@ -709,7 +711,10 @@ _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
 
 
 def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
-    """The message in `frame`, with `payload` if there was a second frame. Raises: ProtocolError, and nothing else."""
+    """The message in `frame`, with `payload` if there was a second frame. Raises: ProtocolError, and nothing else.
+
+    `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
+    """
     if len(frame) < PREFIX.size:
         raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
     magic, version, kind, header_bytes, number = PREFIX.unpack_from(frame)
@@ -719,9 +724,9 @@ def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int
     if message is None:
         raise ProtocolError(f"unknown kind {kind}")
     body = PREFIX.size + header_bytes
-    if body > len(frame) or header_bytes > header_bytes_max:
-        raise ProtocolError(f"header of {header_bytes} bytes in a frame of {len(frame)}")
     header = frame[PREFIX.size : body]
+    if body > len(frame) or header_bytes > LARGE_BYTES:
+        _check_large(header_bytes, header, len(frame), header_bytes_max)
     fields = _header_fields(message, header)
     if message is Call or message is Result:
         return _decode_with_payload(message, number, header, fields, frame[body:], payload)
@@ -787,6 +792,28 @@ def _unpack_array(data: bytes) -> list[Any]:
     if type(fields) is not list:
         raise ProtocolError(f"{type(fields).__name__} where an array is expected")
     return fields
+
+
+def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_bytes_max: int) -> None:
+    """Raises: ProtocolError for a header that is too long, or a bomb.
+
+    A megabyte of empty arrays takes 180 ms to unpack, and so does one of timestamps: ext types have no place in it.
+    """
+    if header_bytes > len(header) or header_bytes > header_bytes_max:
+        raise ProtocolError(f"header of {header_bytes} bytes in a frame of {frame_bytes}")
+    left = CONTAINERS_MAX
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ProtocolError(f"more than {CONTAINERS_MAX} containers")
+
+    try:
+        msgpack.unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
+    except Exception as error:  # as in `unpack`
+        text = str(error) if isinstance(error, ProtocolError) else f"no msgpack array: {type(error).__name__}"
+        raise ProtocolError(text) from error
 
 
 def _header_fields(message: type[Any], header: bytes) -> list[Any]:
