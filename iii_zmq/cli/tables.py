@@ -35,6 +35,8 @@ TROUBLES = {
     "undelivered": "messages that could not be delivered",
     "never_present": "sessions dropped: their stream was never heard",
     "malformed": "malformed messages",
+    "handshakes_failed": "connections that did not speak our protocol",
+    "descriptors_lacking": "half seconds without a free descriptor",
     "unexpected": "unexpected messages",
     "forged": "answers by others than the provider",
     "refused": "refusals",

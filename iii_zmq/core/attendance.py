@@ -20,7 +20,7 @@ from .liveness import HOLD_S, PRESENCE_WAIT_S, Liveness, Verdict
 from .registry import Registry
 from .routes import CREDIT_MAX, OPEN_CALLS_MAX
 from .session import NewId, NewToken, Outbox, Peer, Session, Settings
-from .sessions import SESSIONS_MAX, Sessions
+from .sessions import Sessions
 
 NEWS_MAX = 10_000  # lines that nobody takes; a turn makes far fewer
 
@@ -173,8 +173,8 @@ class Attendance:
     def _refusal(self, peer: Peer, hello: wire.Hello) -> tuple[str, str] | None:
         if self.closing:
             return errors.CLOSING, "the broker is closing"
-        if self._sessions.is_full_for(peer):
-            return errors.LIMIT, f"the broker holds {SESSIONS_MAX} sessions, which is its limit"
+        if self._sessions.is_full_for(peer, self._settings.sessions_max):
+            return errors.LIMIT, f"the broker holds {len(self._sessions)} sessions, which is its limit"
         return hello_refusal(hello)
 
     def _named_by(self, hello: wire.Hello) -> Session | None:

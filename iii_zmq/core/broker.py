@@ -56,7 +56,9 @@ class BrokerCore:
         self.settings = settings
         self.counters = new_counters()
         # What the shell measures, told beside the counters.
-        self.gauges: dict[str, float] = {"turn_max_ms": 0.0, "turn_recent_max_ms": 0.0}
+        self.gauges: dict[str, float] = {
+            "turn_max_ms": 0.0, "turn_recent_max_ms": 0.0, "handshakes_failed": 0, "descriptors_lacking": 0,
+        }  # fmt: skip
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []
         self._sessions = Sessions()

@@ -70,6 +70,7 @@ class Settings:
     heartbeat_s: float = 0.5
     ttl_s: float = 2.0
     version: str = "0"
+    sessions_max: int = 2**31  # what the system has descriptors for
     gather_s: float = 0.0  # deltas that come sooner than this after the last ones were published wait for one another
 
 

@@ -23,9 +23,9 @@ class Sessions:
     def __len__(self) -> int:
         return len(self.by_peer)
 
-    def is_full_for(self, peer: Peer) -> bool:
-        """Whether a session at this peer would be one too many."""
-        return len(self.by_peer) >= SESSIONS_MAX and peer not in self.by_peer
+    def is_full_for(self, peer: Peer, room: int) -> bool:
+        """Whether a session at this peer would be one too many, where the system has room for so many."""
+        return len(self.by_peer) >= min(SESSIONS_MAX, room) and peer not in self.by_peer
 
     def add(self, session: Session) -> None:
         """The session is here, under its names."""

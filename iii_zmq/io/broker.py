@@ -19,6 +19,7 @@ import resource
 import secrets
 import select
 import socket as stdlib_socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -43,6 +44,9 @@ COMPLAIN_S = 1.0  # between two lines about dropped messages
 GC_THRESHOLDS = (50_000, 20, 100)
 GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: an idle registry's never wait
 TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
+SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
+DESCRIPTORS_LOOK_S = 0.5  # between two looks at whether a descriptor is left
+DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -79,13 +83,20 @@ class Broker:
         self._undrained_turns = 0
         self._router_fd = int(self._router.getsockopt(zmq.FD))
         self._xpub_fd = int(self._xpub.getsockopt(zmq.FD))
-        self._router_may_hold = self._xpub_may_hold = True
+        self._monitors = [
+            sockets.monitor(self._context, one, sockets.HANDSHAKES_FAILED) for one in (self._router, self._xpub)
+        ]
+        monitor_fds = [int(one.getsockopt(zmq.FD)) for one in self._monitors]
+        self._router_may_hold = self._xpub_may_hold = self._monitors_may_hold = True
         self._router_touched = False
-        self._poll = _poll_of(self._router_fd, self._xpub_fd, self._wake_in.fileno())
+        self._unskipped: set[zmq.Socket[bytes]] = set()  # in the middle of a message whose rest is dropped
+        self._poll = _poll_of(self._router_fd, self._xpub_fd, self._wake_in.fileno(), *monitor_fds)
         self._stopping = False
         self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
         self._turn_window_until = 0.0
         self._debug = False  # whether every message gets a line in the log: asked once a turn, it costs 50 ns
+        self._descriptors_at = 0.0  # when to look again
+        self._lacks_descriptors = False
         self._complain_at = 0.0
         self._complaints_held_back = 0
         self.core = BrokerCore(
@@ -97,7 +108,7 @@ class Broker:
 
     def bind(self) -> None:
         """Takes both addresses. Raises: AddressInUse, ValueError for what is no address, OSError."""
-        raise_descriptor_limit()
+        self._settings.sessions_max = max(1, (raise_descriptor_limit() - DESCRIPTORS_SPARE) // 2)
         self.url = self._bind(self._router, self.url)
         self.stream_url = self._bind(self._xpub, self.stream_url)
         self._settings.stream_url = self._advertised_url()
@@ -129,7 +140,10 @@ class Broker:
     def close(self) -> None:
         """Closes the sockets after what was sent has had LINGER_MS to leave."""
         for each in (self._router, self._xpub):
+            each.disable_monitor()
             each.close()
+        for monitor in self._monitors:
+            monitor.close()
         self._wake_in.close()
         self._wake_out.close()
         self._context.term()
@@ -143,7 +157,7 @@ class Broker:
     # again before the next wait: the ROUTER for its EVENTS, the XPUB (it is touched rarely) by reading it.
 
     def _wait_ms(self) -> int:
-        if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered:
+        if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered or self._monitors_may_hold:
             return 0
         wait_s = self.core.next_deadline() - time.monotonic()
         return max(0, -int(-wait_s * 1000 // 1))  # rounded up: a timer that is early by a fraction would spin
@@ -153,6 +167,10 @@ class Broker:
         self._debug = log.isEnabledFor(logging.DEBUG)
         backlog = self._router_may_hold
         self._hear(ready)
+        if self._monitors_may_hold:
+            self._count_failed_handshakes()
+        if began >= self._descriptors_at:
+            self._look_at_descriptors(began)
         if self._xpub_may_hold:
             self._read_subscriptions(began)
         bad_news = bool(self._lost or self._undelivered)
@@ -175,11 +193,43 @@ class Broker:
                 self._router_may_hold = True
             elif descriptor == self._xpub_fd:
                 self._xpub_may_hold = True
-            else:
+            elif descriptor == self._wake_in.fileno():
                 self._wake_in.recv(4096)
+            else:
+                self._monitors_may_hold = True
+
+    def _count_failed_handshakes(self) -> None:
+        """Whoever connected and did not speak as our clients do; libzmq has cut them off by now."""
+        self._monitors_may_hold = False
+        for monitor in self._monitors:
+            try:
+                for _ in range(BURST_MAX):
+                    monitor.recv(_NOBLOCK)
+                    monitor.recv(_NOBLOCK)  # the address, a frame of its own
+                    self.core.gauges["handshakes_failed"] += 1
+                self._monitors_may_hold = True
+            except zmq.Again:
+                pass
+
+    def _look_at_descriptors(self, now: float) -> None:
+        """Without a free descriptor libzmq accepts nobody, and says nothing: newcomers wait in the system's queue."""
+        self._descriptors_at = now + DESCRIPTORS_LOOK_S
+        try:
+            os.close(os.dup(self._xpub_fd))
+        except OSError:
+            self.core.gauges["descriptors_lacking"] += 1
+            if not self._lacks_descriptors:
+                log.warning("no descriptor is left (see ulimit -n): who connects now waits until there is one again")
+            self._lacks_descriptors = True
+        else:
+            if self._lacks_descriptors:
+                log.warning("there are descriptors again")
+            self._lacks_descriptors = False
 
     def _read_subscriptions(self, now: float) -> None:
         """Presences heard are told at once; presences lost wait until the ROUTER was read empty."""
+        if self._unskipped and not self._skip_rest(self._xpub):
+            return
         for _ in range(BURST_MAX):
             try:
                 frame = self._xpub.recv(_NOBLOCK)
@@ -187,7 +237,9 @@ class Broker:
                 self._xpub_may_hold = False
                 return
             if self._xpub.getsockopt(_RCVMORE):
-                self._skip_rest(self._xpub)
+                self.core.receive(EVERYONE, self._malformed("more than one frame"), now)
+                if not self._skip_rest(self._xpub):
+                    return
             elif frame[:1] == b"\x01":
                 self._lost.pop(frame[1:], None)  # lost and heard again: a loss told later would count for good
                 self.core.receive(EVERYONE, Subscribed(frame[1:]), now)
@@ -203,6 +255,8 @@ class Broker:
         """
         router, receive, debug = self._router, self.core.receive, self._debug
         self._router_touched = True
+        if self._unskipped and not self._skip_rest(router):
+            return
         try:
             for _ in range(burst):
                 peer = router.recv(_NOBLOCK)
@@ -210,6 +264,8 @@ class Broker:
                 if debug:
                     self._tell_message("from", peer, message)
                 receive(peer, message, now)
+                if self._unskipped:
+                    return
                 if burst > 1 and not self._router_is_readable():  # asking costs 1 us, an Again 3
                     self._router_may_hold = False
                     return
@@ -246,9 +302,16 @@ class Broker:
             self._complain_at, self._complaints_held_back = now + COMPLAIN_S, 0
         return Malformed(text, heading)
 
-    def _skip_rest(self, socket: zmq.Socket[bytes]) -> None:
-        while socket.getsockopt(_RCVMORE):
+    def _skip_rest(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether the message is over. Of a longer one the rest waits for the next turn: it may have a million frames,
+        and what is left of it must not be read as a message of its own."""
+        for _ in range(SKIPPED_MAX):
+            if not socket.getsockopt(_RCVMORE):
+                self._unskipped.discard(socket)
+                return True
             socket.recv(_NOBLOCK)
+        self._unskipped.add(socket)
+        return False
 
     def _tell_bad_news(self, now: float) -> None:
         self._undrained_turns += 1
@@ -371,8 +434,9 @@ def default_stream_url(url: str) -> str:
     return f"{host}:{int(port) + 1 if int(port) else 0}"
 
 
-def raise_descriptor_limit() -> None:
-    """Two descriptors a worker: take as many as the system allows."""
+def raise_descriptor_limit() -> int:
+    """Two descriptors a worker: take as many as the system allows, and tell how many these are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard

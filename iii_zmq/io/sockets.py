@@ -107,14 +107,22 @@ MONITORED = (
 )
 
 
-def monitor(context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """A PAIR that tells the connection events of `watched` (`MONITORED`).
+HANDSHAKES_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+"""What a broker watches. Not ACCEPT_FAILED: libzmq repeats that some 100,000 times a second while descriptors lack."""
+
+
+def monitor(
+    context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes], events: int = MONITORED
+) -> zmq.Socket[bytes]:
+    """A PAIR that tells these connection events of `watched`.
 
     Read it before `watched`; call `watched.disable_monitor()` before closing either. Unbounded on purpose: an undrained
     monitor with a mark freezes the I/O thread.
     """
     address = f"inproc://iii-monitor-{os.getpid()}-{secrets.token_hex(8)}"
-    watched.monitor(address, MONITORED)
+    watched.monitor(address, events)
     pair = context.socket(zmq.PAIR)
     pair.setsockopt(zmq.RCVHWM, 0)
     pair.setsockopt(zmq.LINGER, 0)

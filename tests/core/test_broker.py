@@ -79,6 +79,17 @@ def test_above_the_limit_of_sessions_strangers_are_refused_and_members_are_not(m
     assert list(broker.workers()) == ["b", "a"]
 
 
+# Without descriptors for its stream a worker was welcomed, and then dropped again and again.
+
+
+def test_above_what_the_system_has_descriptors_for_newcomers_are_refused() -> None:
+    broker = Brokerage(settings=Settings(sessions_max=1))
+    broker.join("a")
+    broker.send("b", broker.hello("b"))
+    (refuse,) = broker.to("b")
+    assert refuse == wire.Refuse(1, wire.Hello.KIND, "limit", "the broker holds 1 sessions, which is its limit")
+
+
 def test_a_hello_without_a_token_on_a_known_connection_is_a_new_worker() -> None:
     broker = Brokerage()
     first = broker.worker("a", "f")

@@ -104,7 +104,7 @@ def test_garbage_on_the_stream_is_counted_and_the_rest_goes_on(broker: RunningBr
         for data in (b"\x01", b"\x01" + bytes(500), b"\x01w|\xff", b"\x00w|nobody", b"\x02what?", b"what?"):
             stranger.send(data)
         stranger.send_multipart([b"\x01w|a", b"b"])
-        wait_until_counted(peer, "malformed", before + 2)
+        wait_until_counted(peer, "malformed", before + 3)
     assert peer.status()["epoch"] == broker.epoch
 
 
