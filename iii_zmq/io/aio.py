@@ -32,6 +32,7 @@ from .face import Handler
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, check_pattern
 from .looping import Loop
+from .raising import is_interrupt
 from .stopping import told_of_signals
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
@@ -411,5 +412,9 @@ def _call(callback: Callback, value: Any) -> None:
 async def _log_failure(callback: Callback, running: Coroutine[Any, Any, Any]) -> None:
     try:
         await running
-    except Exception:
+    except (asyncio.CancelledError, GeneratorExit):  # the loop ends
+        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         logging.getLogger("iii_zmq.worker").exception("the callback %r failed", callback)

@@ -1,7 +1,7 @@
 """The user's functions: which handler belongs to which id, and what running one amounts to.
 
 Invariant: the outcome of a call is decided here and nowhere else: a packed result, or the name and text of what was
-raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except what ends the process.
+raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .. import wire
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
 from .face import Handler, make_entry, pack_value, running
+from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
@@ -92,7 +93,10 @@ class Handlers:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def run_here(self, run: RunCall) -> Outcome:
-        """Runs a plain handler in this thread, unless nobody waits for it any more."""
+        """Runs a plain handler in this thread, unless nobody waits for it any more.
+
+        Raises: KeyboardInterrupt, in the main thread. The call is then still to be handed back.
+        """
         handler = self._handlers.get(run.function_id)
         if handler is None or run.cancelled or time.monotonic() >= run.deadline:
             return NOT_STARTED
@@ -104,7 +108,9 @@ class Handlers:
             except Exception:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.INLINE_BYTES_MAX else pack_outcome(run, value)
-        except (Exception, SystemExit) as error:  # a handler that exits has failed: the worker is not its to end
+        except BaseException as error:  # a handler that exits has failed: the worker is not its to end
+            if is_interrupt(error):
+                raise
             return raised(run, error)
         finally:
             running.reset(token)

@@ -1,7 +1,7 @@
 """Whoever listens to the registry: `on_change` and `on_state` callbacks, and the buffers behind `changes()`.
 
-Invariant: a callback's exception is logged and goes no further. A reader that falls behind by `WAITING_MAX` changes
-loses them and is told so by one `reset` change, never by a silent gap.
+Invariant: a callback's exception is logged and goes no further, but for Ctrl-C. A reader that falls behind by
+`WAITING_MAX` changes loses them and is told so by one `reset` change, never by a silent gap.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..core.changes import Change, Position, reset_at
+from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
@@ -106,13 +107,17 @@ class Listeners:
                     for change in rest:
                         call(callback, change)
                 return
-            except Exception:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 log.exception("the callback %r failed", getattr(callback, "__qualname__", callback))
 
     def _run(self, callback: Callback, value: Any) -> None:
         try:
             self._call(callback, value)
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             log.exception("the callback %r failed", getattr(callback, "__qualname__", callback))
 
 

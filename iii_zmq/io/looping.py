@@ -21,6 +21,7 @@ from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_ou
 from .link import Link, zmq_poll
 from .listeners import Listeners
 from .pool import Pool
+from .raising import is_interrupt
 from .stay import unreachable
 
 TURNS_MAX = 4  # bursts in a row before the loop's other tasks get a chance
@@ -259,7 +260,7 @@ class Loop:
         elif self._pool is not None:
             self._pool.submit(lambda: self._run_in_pool(run))
         else:
-            hand_back(self.core.incoming, run, self._handlers.run_here(run))
+            self._run_inline(run)
 
     def _cancel(self, run: RunCall) -> None:
         """A task that is cancelled before its first step never gets to its `finally`: it is answered for here."""
@@ -271,6 +272,16 @@ class Loop:
             del self._tasks[run]
             self._hand_back(run, NOT_STARTED)
 
+    def _run_inline(self, run: RunCall) -> None:
+        outcome: Outcome = NOT_STARTED
+        try:
+            outcome = self._handlers.run_here(run)
+        except BaseException as error:  # Ctrl-C: the handler did run
+            outcome = Raised(error)
+            raise
+        finally:
+            hand_back(self.core.incoming, run, outcome)
+
     async def _run_task(self, run: RunCall, handler: Handler) -> None:
         """The task's context is its own, so that what it sets there need not be reset."""
         running.set(run)
@@ -279,11 +290,14 @@ class Loop:
             outcome = pack_outcome(run, await handler(wire.unpack(run.payload)))
         except asyncio.CancelledError as error:
             outcome = Raised(error)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             outcome = raised(run, error)
+            if is_interrupt(error):
+                raise
         finally:
             self._tasks.pop(run, None)
-            self._hand_back(run, outcome)
+            if not self._loop.is_closed():  # this task is only collected then
+                self._hand_back(run, outcome)
 
     def _run_in_pool(self, run: RunCall) -> None:
         outcome = self._handlers.run_here(run)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
-from .handlers import Handlers, Outcome, hand_back
+from .handlers import Handlers, Outcome, Raised, hand_back
 from .notes import Note
 from .pool import Pool
 
@@ -58,6 +58,10 @@ class Runner:
         self.depth += 1
         try:
             outcome = self._handlers.run_here(run)
+        except BaseException as error:  # Ctrl-C: the handler did run, and its caller is told
+            hand_back(self._incoming, run, Raised(error))
+            self._ran()
+            raise
         finally:
             self.depth -= 1
         if type(outcome) is bytes:

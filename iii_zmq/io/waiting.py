@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -9,6 +10,9 @@ from typing import Any
 
 from .. import errors, wire
 from .face import unpack_result
+from .raising import is_interrupt
+
+log = logging.getLogger("iii_zmq.worker")
 
 CallOutcome = wire.Buffer | errors.CallFailed
 
@@ -53,6 +57,10 @@ class CallFuture(Future[Any]):
             pass  # cancelled meanwhile
         except errors.RemoteError as error:
             self.set_exception(error)
+        except BaseException as error:  # of a done callback; those that are an Exception are logged by Future itself
+            if is_interrupt(error):
+                raise
+            log.exception("a callback of the future of a call failed")
 
     def wait(self) -> Any:
         """The result; whoever is interrupted while waiting for it gives the call up."""

@@ -277,8 +277,12 @@ class Worker:
         """Joins and serves in this thread until Ctrl-C, SIGTERM or `close()`; then drains. Raises: as `start`."""
         with _Signals() as signals:
             driver = self._open(signals)
-            driver.serve_here(signals.came)
-            self._drain(face.DRAIN_S)
+            try:
+                driver.serve_here(signals.came)
+                self._drain(face.DRAIN_S)
+            except BaseException:
+                self.close()
+                raise
 
     def drain(self, timeout: float = face.DRAIN_S) -> bool:
         """Leaves without a gap: no new calls are taken, what runs and waits ends, then the worker is closed.

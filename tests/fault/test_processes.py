@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from iii_zmq import AsyncWorker, Closed, Worker
+from iii_zmq import AsyncWorker, Closed, RemoteError, Worker
 from tests.fault.programs import PATIENCE_S, program, run, until
 from tests.net.brokers import RunningBroker, running_broker
 
@@ -176,5 +178,151 @@ def test_an_async_worker_that_a_callback_closes_as_soon_as_it_is_connected_stays
         worker.on_state(lambda state: worker.close() if state == "connected" else None)
         await asyncio.wait_for(worker.run(), PATIENCE_S)
         assert worker.state == "closed"
+
+    asyncio.run(main())
+
+
+# -- what handlers and callbacks raise ---------------------------------------------------------------------------------
+
+RAISED = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+
+
+def raiser(kind: type[BaseException]) -> Callable[[Any], Any]:
+    def handler(_: Any) -> None:
+        raise kind("raised by the user")
+
+    return handler
+
+
+def async_raiser(kind: type[BaseException]) -> Callable[[Any], Any]:
+    async def handler(_: Any) -> None:
+        raise kind("raised by the user")
+
+    return handler
+
+
+@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_whatever_a_handler_raises_its_caller_is_told_and_the_worker_serves_on(
+    url: str, threads: int, kind: type[BaseException]
+) -> None:
+    """A KeyboardInterrupt or GeneratorExit ended the thread, and kept the slot and the caller for ever."""
+    provider = Worker("provider", url, threads=threads, credit=1)
+    provider.register_many({"raise::it": raiser(kind), "raise::not": lambda payload: payload})
+    provider.start()
+    with Worker("caller", url) as caller:
+        for _ in range(5):  # more than there are threads
+            with pytest.raises(RemoteError) as raised:
+                caller.call("raise::it", timeout=PATIENCE_S)
+            assert (raised.value.type, raised.value.fate) == (kind.__name__, "executed")
+        assert caller.call("raise::not", 1) == 1
+    assert provider.drain(PATIENCE_S)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("how", ["async def", "inline", "in a thread"])
+def test_whatever_a_handler_raises_its_caller_is_told_and_the_async_worker_serves_on(
+    url: str, how: str, kind: type[BaseException]
+) -> None:
+    """A GeneratorExit was told as `not_handed_over`, though the handler had run."""
+
+    async def main() -> None:
+        handler = (async_raiser if how == "async def" else raiser)(kind)
+        provider = AsyncWorker("provider", url, threads=2 if how == "in a thread" else 0, credit=1)
+        await provider.register_many({"araise::it": handler, "araise::not": lambda payload: payload})
+        await provider.start()
+        async with AsyncWorker("caller", url) as caller:
+            for _ in range(5):
+                with pytest.raises(RemoteError) as raised:
+                    await caller.call("araise::it", timeout=PATIENCE_S)
+                assert (raised.value.type, raised.value.fate) == (kind.__name__, "executed")
+            assert await caller.call("araise::not", 1) == 1
+        assert await provider.drain(PATIENCE_S)
+
+    asyncio.run(main())
+
+
+CTRL_C_IN_A_HANDLER = """
+    import asyncio, signal, sys
+    from iii_zmq import AsyncWorker, Worker
+
+    def plain(_):
+        raise KeyboardInterrupt
+
+    async def awaiting(_):
+        raise KeyboardInterrupt
+
+    async def serve(handler):
+        async with AsyncWorker("interrupted", sys.argv[1], threads=0) as worker:
+            await worker.register("interrupt::me", handler)
+            print("serving", flush=True)
+            await asyncio.sleep(60)
+
+    try:
+        if sys.argv[2] == "sync":
+            worker = Worker("interrupted", sys.argv[1], threads=0)
+            worker.on_state(lambda state: state == "connected" and print("serving", flush=True))
+            worker.register("interrupt::me", plain)
+            worker.run()
+        else:
+            asyncio.run(serve(plain if sys.argv[2] == "inline" else awaiting))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "async def", "inline"])
+def test_ctrl_c_in_a_handler_of_the_main_thread_ends_the_program_and_tells_the_caller(url: str, how: str) -> None:
+    with program(CTRL_C_IN_A_HANDLER, url, how) as provider, Worker("caller", url) as caller:
+        provider.expect("serving")
+        with pytest.raises(RemoteError) as raised:
+            caller.call("interrupt::me", timeout=PATIENCE_S)
+        assert (raised.value.type, raised.value.fate) == ("KeyboardInterrupt", "executed")
+        until(lambda: "interrupt::me" not in caller.functions)
+        assert provider.finish().out == "serving\ninterrupted\n"
+
+
+@pytest.mark.parametrize("kind", [*RAISED, ValueError])
+def test_whatever_a_callback_raises_the_next_one_is_called(url: str, kind: type[BaseException]) -> None:
+    """SystemExit in a callback ended the thread that serves, and with it the worker."""
+    watcher = Worker("watcher", url)
+    changes: list[str] = []
+    states: list[str] = []
+    watcher.on_change("call::*")(raiser(kind))
+    watcher.on_change("call::*")(lambda change: changes.append(change.kind))
+    if kind is not KeyboardInterrupt:  # that is Ctrl-C in the main thread, where the first states are told
+        watcher.on_state(raiser(kind))
+    watcher.on_state(states.append)
+    watcher.start()
+    released = threading.Event()
+    with Worker("other", url) as other:
+        other.register("call::back", lambda _: released.wait(PATIENCE_S))
+        until(lambda: changes == ["function_added"])
+        futures = [watcher.submit("call::back") for _ in range(2)]
+        for future in futures:
+            future.add_done_callback(raiser(kind))
+        released.set()
+        assert [future.result(PATIENCE_S) for future in futures] == [True, True]
+    until(lambda: changes == ["function_added", "function_removed"])
+    watcher.close()
+    assert states == ["connecting", "connected", "closed"]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, ValueError])
+def test_whatever_an_async_callback_raises_the_next_one_is_called(url: str, kind: type[BaseException]) -> None:
+    async def main() -> None:
+        watcher = AsyncWorker("watcher", url)
+        changes: list[str] = []
+        watcher.on_change("acall::*")(async_raiser(kind))
+        watcher.on_change("acall::*")(raiser(kind))
+        watcher.on_change("acall::*")(lambda change: changes.append(change.kind))
+        async with watcher, AsyncWorker("other", url) as other:
+            await other.register("acall::back", raiser(kind))
+            await other.unregister("acall::back")
+            assert await watcher.call("engine::ping", 1) == 1
+            end = time.monotonic() + PATIENCE_S
+            while changes != ["function_added", "function_removed"] and time.monotonic() < end:
+                await asyncio.sleep(0.01)
+        assert changes == ["function_added", "function_removed"]
 
     asyncio.run(main())
