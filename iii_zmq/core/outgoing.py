@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .. import errors, wire
+from .sends import Sends
 from .signals import BROKER, CallEnded, Events, Outbox
 
 GRACE_S = 0.030  # what the broker gets after a deadline to tell the call's fate
@@ -45,6 +46,7 @@ class Outgoing:
         self._patience_s = patience_s
         self._sent: dict[int, _Sent] = {}
         self._waiting: dict[int, _Waiting] = {}
+        self._sends = Sends(outbox)
         self.open_calls_max = OPEN_CALLS_MAX
         self.caller: str | None = None  # our worker id while calls are accepted by the broker
         self._closed = False
@@ -63,6 +65,11 @@ class Outgoing:
             raise errors.Closed("the worker was closed")
         if len(self._sent) + len(self._waiting) >= self.open_calls_max:
             text = f"{function_id}: {self.open_calls_max} calls of this worker are open already, which is the limit"
+            self._counters["calls_refused"] += 1
+            raise errors.Busy(text, "not_handed_over", errors.BUSY)
+        if flags & wire.NO_ANSWER and self._sends.is_full:
+            self._counters["calls_refused"] += 1
+            text = f"{function_id}: more is on its way already than the broker has read"
             raise errors.Busy(text, "not_handed_over", errors.BUSY)
         deadline = now + timeout_s
         call = wire.Call(number, function_id, self.caller or "", int(timeout_s * 1000), target, flags, 0, payload)
@@ -84,7 +91,7 @@ class Outgoing:
             self._outbox.append((BROKER, wire.Received(result.number, 0)))
         if self._sent.pop(result.number, None) is not None:
             self._events.append(CallEnded(result.number, result.payload))
-        elif not result.number & SENDS:
+        elif not self._sends.has_answered(result.number) and not result.number & SENDS:
             self._counters["answers_late"] += 1
         if not self._sent and not self._waiting:
             self.due = math.inf
@@ -102,6 +109,8 @@ class Outgoing:
             text = failure.text or failure.code
             error = errors.call_failure(failure.code, failure.fate, failure.type, text)
             self._events.append(CallEnded(failure.number, error))
+        elif self._sends.has_answered(failure.number):
+            pass
         elif failure.number & SENDS:
             self._counters["sends_failed"] += 1
         else:
@@ -128,6 +137,7 @@ class Outgoing:
     def paused(self) -> None:
         """No session for now: further calls wait."""
         self.caller = None
+        self._sends.reset()
 
     def close(self) -> None:
         """No further calls; the open ones may still end."""
@@ -138,6 +148,8 @@ class Outgoing:
         sent = self._sent.pop(call.number, None)
         if sent is not None:
             self._wait(call, sent.deadline, now)
+        elif call.flags & wire.NO_ANSWER:
+            self._counters["sends_failed"] += 1
 
     def lose_sent(self, before: int, text: str) -> None:
         """The session that carried the calls numbered below `before` is gone."""
@@ -168,11 +180,13 @@ class Outgoing:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _send(self, call: wire.Call, deadline: float) -> None:
-        if not call.flags & wire.NO_ANSWER:
-            self._sent[call.number] = _Sent(call.function_id, deadline)
-            if deadline + GRACE_S < self.due:
-                self.due = deadline + GRACE_S
         self._outbox.append((BROKER, call))
+        if call.flags & wire.NO_ANSWER:
+            self._sends.add(call)
+            return
+        self._sent[call.number] = _Sent(call.function_id, deadline)
+        if deadline + GRACE_S < self.due:
+            self.due = deadline + GRACE_S
 
     def _wait(self, call: wire.Call, deadline: float, now: float) -> None:
         until = min(deadline, now + self._patience_s)

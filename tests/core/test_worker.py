@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iii_zmq import errors, wire
-from iii_zmq.core import following, membership
+from iii_zmq.core import following, membership, sends
 from iii_zmq.core.membership import Profile, resolve_stream_url
 from iii_zmq.core.offers import first_refusal
 from iii_zmq.core.outgoing import GRACE_S, SENDS
@@ -831,6 +831,41 @@ def test_a_send_leaves_nothing_behind(joined: Place) -> None:
     assert joined.events() == []
     assert joined.core.counters["sends_failed"] == 1
     assert joined.core.counters["answers_late"] == 0
+
+
+def test_sends_are_limited_until_the_broker_shows_that_it_has_read_them(
+    joined: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing comes back for a send: a worker that sent faster than the broker read kept it all in its own memory.
+    monkeypatch.setattr(sends, "SENDS_MAX", 8)
+    monkeypatch.setattr(sends, "PING_SHARE", 4)
+    for _ in range(8):
+        joined.call(flags=wire.NO_ANSWER)
+    with pytest.raises(errors.Busy) as raised:
+        joined.call(flags=wire.NO_ANSWER)
+    assert (raised.value.fate, joined.core.counters["calls_refused"]) == ("not_handed_over", 1)
+    sent = joined.sent(wire.Call)
+    assert [call.function_id for call in sent] == ["f", "f", "engine::ping", *["f"] * 6]
+    joined.hear(wire.Result(sent[2].number, NIL))  # the first two were read
+    joined.call(flags=wire.NO_ANSWER)
+    joined.call(flags=wire.NO_ANSWER)
+    with pytest.raises(errors.Busy):
+        joined.call(flags=wire.NO_ANSWER)
+    (ping,) = [call for call in joined.sent(wire.Call) if call.function_id == "engine::ping"]
+    joined.hear(wire.Failure(ping.number, errors.NOT_JOINED, "not_handed_over", "", ""))  # read, whatever it says
+    joined.call(flags=wire.NO_ANSWER)
+    assert (joined.core.counters["answers_late"], joined.core.counters["sends_failed"], joined.events()) == (0, 0, [])
+
+
+def test_the_bytes_of_sends_are_limited_too(joined: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sends, "SENDS_BYTES_MAX", 2 * len(NIL))
+    joined.call(flags=wire.NO_ANSWER)
+    joined.call(flags=wire.NO_ANSWER)
+    with pytest.raises(errors.Busy):
+        joined.call(flags=wire.NO_ANSWER)
+    joined.call()  # who wants an answer is limited by the number of open calls
+    joined.link(Disconnected())
+    joined.call(flags=wire.NO_ANSWER)  # for the next session
 
 
 # -- calls in ----------------------------------------------------------------------------------------------------------
