@@ -101,7 +101,7 @@ class Following:
 
     def overrun(self) -> None:
         """Too much waited unread and was thrown away."""
-        self._counters["overruns"] += 1
+        self._counters["streams_discarded"] += 1
         self.replica.discard()
 
     # -- private -------------------------------------------------------------------------------------------------------

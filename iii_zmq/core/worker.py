@@ -60,6 +60,16 @@ from .signals import (
     Unsent,
 )
 
+# Everything a worker counts, its replica included: told by `Worker.counters`, documented in docs/protocol.md.
+COUNTERS = (
+    "connects", "sessions", "sessions_unknown", "streams_lost", "streams_silent", "streams_discarded",
+    "deltas", "stale_ignored", "gaps", "overruns", "digest_mismatches", "foreign_epochs",
+    "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late",
+    "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
+    "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost", "sends_failed", "answers_late",
+    "results_orphaned", "unexpected", "malformed",
+)  # fmt: skip
+
 OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the control connection is made anew too
 
 
@@ -146,6 +156,10 @@ class WorkerCore:
     def progress(self) -> tuple[bool, int, int]:
         """Differs from what it was before whenever joining has come further: a large registry takes its time."""
         return self.membership.welcome is not None, self.following.parts, self.replica.position.seq
+
+    def counted(self) -> dict[str, int]:
+        """All counters, so that a reader sees every name from the start."""
+        return {name: self.counters[name] + self.replica.counters[name] for name in COUNTERS}
 
     # -- from the facade -----------------------------------------------------------------------------------------------
 

@@ -248,8 +248,8 @@ class AsyncWorker:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What happened so far that usually does not, by name."""
-        return dict(self._core.counters + self._core.replica.counters)
+        """What happened so far, by name; each is told in docs/protocol.md."""
+        return self._core.counted()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

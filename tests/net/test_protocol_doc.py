@@ -18,7 +18,9 @@ import pytest
 import zmq
 
 from iii_zmq import core, errors, wire
-from iii_zmq.core import engine, session
+from iii_zmq.core import engine, replica, session, worker
+from iii_zmq.core.membership import Profile
+from iii_zmq.core.worker import WorkerCore
 from iii_zmq.io import sockets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +175,20 @@ def test_reasons_of_a_sync_are_those_that_are_counted() -> None:
 
 def test_counters_are_those_of_the_broker_in_their_order() -> None:
     assert [row[0] for row in table("Counter")] == list(session.COUNTERS)
+
+
+def test_the_workers_counters_are_those_of_its_core_in_their_order() -> None:
+    assert [row[0] for row in table("Worker's counter")] == list(worker.COUNTERS)
+    assert list(WorkerCore(Profile("w", "h", 1, "tcp://x:1"), random=lambda: 1.0).counted()) == list(worker.COUNTERS)
+
+
+def test_whatever_is_counted_is_told() -> None:
+    """In the sources: a name that is counted and not told would never be seen."""
+    counted: set[str] = {f"syncs_{one}" for one in get_args(replica.Wanted)} | set(replica._COUNTERS.values())
+    for path in [*(ROOT / "iii_zmq" / "core").glob("*.py"), *(ROOT / "iii_zmq" / "io").glob("*.py")]:
+        counted |= set(re.findall(r'counters\["(\w+)"\] \+=', path.read_text()))
+    told = {*worker.COUNTERS, *session.COUNTERS}
+    assert counted - told == {"syncs_epoch"}  # a foreign epoch is answered by Hello, never by Sync
 
 
 def test_engine_functions_are_those_of_the_broker() -> None:
