@@ -1,0 +1,97 @@
+"""A broker as `iii-broker serve` runs it, that writes down what its registry commits, before anybody hears of it.
+
+Only the core is listened to: its history takes each delta at the moment of the commit, and its outbox holds each call
+that is handed over. Nothing of the product is changed but how many deltas are held for those who resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from iii_zmq import wire
+from iii_zmq.core.broker import BrokerCore
+from iii_zmq.core.session import Outbox
+from iii_zmq.io.broker import Broker
+
+from .processes import die_with_parent
+from .records import Recorder
+
+
+def main() -> int:
+    die_with_parent()
+    options = _options()
+    logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    broker = Broker(options.url, options.stream_url, heartbeat_s=options.heartbeat, ttl_s=options.ttl)
+    recorder = Recorder(options.records)
+    recorder.write("serving", epoch=broker.epoch)
+    listen_to(broker.core, recorder)
+    if options.history:
+        broker.core.registry.history._deltas_max = options.history
+    signal.signal(signal.SIGTERM, lambda *_: broker.stop())
+    broker.bind()
+    print(f"listening {os.getpid()}", flush=True)
+    broker.run()
+    return 0
+
+
+def listen_to(core: BrokerCore, recorder: Recorder) -> None:
+    """From now on all that is committed, and each call to an exclusive function, is written down as it leaves."""
+    epoch = core.registry.epoch
+    history = core.registry.history
+    commit, take_outbox = history.record, core.take_outbox
+
+    def record(delta: bytes) -> None:
+        recorder.write("delta", epoch=epoch, **_plain(delta))
+        commit(delta)
+
+    def take() -> Outbox:
+        outbox = take_outbox()
+        for _, message in outbox:
+            if isinstance(message, wire.Call) and message.fence:
+                recorder.write("handed", epoch=epoch, function=message.function_id, fence=message.fence)
+        return outbox
+
+    setattr(history, "record", record)  # noqa: B010  (mypy: a method is not to be assigned to)
+    setattr(core, "take_outbox", take)  # noqa: B010
+
+
+def _plain(data: bytes) -> dict[str, Any]:
+    delta = wire.decode_delta(data)
+    drops = [list(key) for key in delta.drops]
+    return {
+        "seq": delta.seq,
+        "digest": delta.digest.hex(),
+        "reason": delta.reason,
+        "puts": [_row(row) for row in delta.puts],
+        "drops": drops,
+    }
+
+
+def _row(data: bytes) -> list[Any]:
+    """[worker id, function id, hash, name] for a worker, [worker id, function id, hash, active, exclusive] else."""
+    row = wire.decode_row(data)
+    digest = f"{wire.row_hash(data):032x}"
+    if isinstance(row, wire.WorkerRow):
+        return [row.worker_id, "", digest, row.name]
+    return [row.worker_id, row.function_id, digest, row.active, wire.decode_entry(row.entry).exclusive]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--stream-url", required=True)
+    parser.add_argument("--heartbeat", type=float, required=True)
+    parser.add_argument("--ttl", type=float, required=True)
+    parser.add_argument("--history", type=int, default=0, help="deltas held, if not as many as usual")
+    parser.add_argument("--records", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
