@@ -18,9 +18,14 @@ def shares(count: int) -> list[int]:
     return [min(PER_PROCESS, count - at) for at in range(0, count, PER_PROCESS)]
 
 
-def crew_of(url: str, prefix: str, count: int, functions: int = 0) -> tuple[str, dict[str, Any]]:
-    """A role for `Children.start_all`: workers PREFIX-0 ..., each with `functions` functions."""
-    details = {"url": url, "prefix": prefix, "count": count, "functions": functions}
+def crew_of(
+    url: str, prefix: str, count: int, functions: int = 0, *, checks: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """A role for `Children.start_all`: workers PREFIX-0 ..., each with `functions` functions.
+
+    With `checks` their callbacks count gaps and resets instead of noting what they saw.
+    """
+    details = {"url": url, "prefix": prefix, "count": count, "functions": functions, "checks": checks}
     return "workers.crew", details
 
 
@@ -29,15 +34,14 @@ def start_probe(children: Children, url: str) -> Child:
     return children.start_all([("workers.probe", {"url": url})])[0]
 
 
-def arm(crews: list[Child]) -> None:
-    """Let all forget what they saw and record from now on."""
+def arm(crews: list[Child], kind: str) -> None:
+    """Let all forget what they saw, and note changes of this kind from now on."""
     for crew in crews:
-        crew.ask("arm")
+        crew.ask("arm", kind=kind)
 
 
 def seen_by(
     crews: list[Child],
-    kind: str,
     field: str,
     values: list[str],
     timeout_s: float = SEEN_TIMEOUT_S,
@@ -47,10 +51,10 @@ def seen_by(
     Raises: AssertionError when one of them did not see one in time.
     """
     for crew in crews:
-        crew.tell("seen", kind=kind, field=field, values=values, timeout_s=timeout_s)
+        crew.tell("seen", field=field, values=values, timeout_s=timeout_s)
     found = [at for crew in crews for member in crew.answer() for at in member]
     missing = found.count(None)
-    assert not missing, f"{missing} of {len(found)} times {kind} of {values} was not seen"
+    assert not missing, f"{missing} of {len(found)} times what was armed for of {values} was not seen"
     return found
 
 

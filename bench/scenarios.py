@@ -73,9 +73,9 @@ def _crowd_joins(section: Section, crews: list[Child], probe: Child, workers: in
 
 
 def _crowd_grows(section: Section, crews: list[Child]) -> None:
-    arm(crews)
+    arm(crews, "function_added")
     moments = crews[0].ask("register", function_id="crowd::one_more")
-    seen = seen_by(crews, "function_added", "function_id", ["crowd::one_more"])
+    seen = seen_by(crews, "function_id", ["crowd::one_more"])
     section.rows.append(row("one function more known to all", "ms", [(max(seen) - moments["began"]) / 1e6]))
 
 
@@ -83,11 +83,10 @@ def _crowd_dies(section: Section, crews: list[Child]) -> None:
     """Kill the first crew's process; the others note when each callback came."""
     dead = [f"crowd-0-{i}" for i in range(PER_PROCESS)]
     others = crews[1:]
-    arm(others)
+    arm(others, "worker_left")
     killed = crews[0].signal(signal.SIGKILL)
     time.sleep(KILL_SETTLE_S)
-    seen = seen_by(others, "worker_left", "worker_name", dead)
-    last = max(crew.ask("last_record") for crew in others)
+    seen = seen_by(others, "worker_name", dead)
     section.rows += [
         row("kill -9 of ten: first worker_left seen", "ms", [(min(seen) - killed) / 1e6]),
         row(
@@ -96,7 +95,6 @@ def _crowd_dies(section: Section, crews: list[Child]) -> None:
             [(max(seen) - killed) / 1e6],
             bound=CROWD_KILL,
         ),
-        row("kill -9 of ten: last callback of all", "ms", [(last - killed) / 1e6]),
     ]
     section.notes.append(f"{len(seen)} callbacks worker_left at {len(seen) // len(dead)} others")
 
@@ -129,14 +127,14 @@ def _silence(provider: Child, caller: Child, observers: Child, probe: Child) -> 
     """One stop and go; spans in seconds from the signal."""
     caller.ask("begin", interval_ms=SILENCE_INTERVAL_MS, timeout_s=SILENCE_CALL_TIMEOUT_S)
     time.sleep(1.0)
-    arm([observers])
+    arm([observers], "worker_left")
     stopped = provider.signal(signal.SIGSTOP)
     try:
-        left = seen_by([observers], "worker_left", "worker_name", [PROVIDER], SILENCE_LIMIT_S)
-        arm([observers])
+        left = seen_by([observers], "worker_name", [PROVIDER], SILENCE_LIMIT_S)
+        arm([observers], "function_added")
     finally:
         continued = provider.signal(signal.SIGCONT)
-    back = seen_by([observers], "function_added", "function_id", ["silence::echo"], SILENCE_LIMIT_S)
+    back = seen_by([observers], "function_id", ["silence::echo"], SILENCE_LIMIT_S)
     time.sleep(1.0)
     answered = caller.ask("first_answer", since_ns=continued)
     assert answered is not None, "no call was answered after SIGCONT"
@@ -161,7 +159,9 @@ def churn(settings: Settings) -> Iterator[Section]:
             ("workers.changers", {"url": broker.url, "prefix": f"c{i}", "count": CHURN_PER_CHANGER})
             for i in range(CHURN_CHANGERS)
         )
-        crews = children.start_all(crew_of(broker.url, f"churn-{i}", PER_PROCESS) for i in range(CHURN_CREWS))
+        crews = children.start_all(
+            crew_of(broker.url, f"churn-{i}", PER_PROCESS, checks=True) for i in range(CHURN_CREWS)
+        )
         for crew in crews:
             crew.ask("join")
         probe = start_probe(children, broker.url)

@@ -124,11 +124,11 @@ class Registrations:
 
     def take(self) -> dict[str, float]:
         """Milliseconds from before `register()` to the last callback, and to its return."""
-        arm(self._observers)
+        arm(self._observers, "function_added")
         function_id = self._next_id()
         moments = self._registrar.ask("register", function_id=function_id)
         time.sleep(SETTLE_S)
-        last = max(seen_by(self._observers, "function_added", "function_id", [function_id]))
+        last = max(seen_by(self._observers, "function_id", [function_id]))
         return {
             "last_ms": (last - moments["began"]) / 1e6,
             "returned_ms": (moments["returned"] - moments["began"]) / 1e6,

@@ -16,7 +16,7 @@ from ..core.replica import Replica
 from ..core.signals import JoinRefused
 from ..core.worker import WorkerCore
 from ..io.face import make_profile
-from ..io.link import Link, zmq_poll
+from ..io.link import Link
 from .client import NAME
 
 TURN_MAX_MS = 100  # Ctrl-C is looked at between two waits
@@ -65,7 +65,8 @@ def _fetch(url: str | None, start: Position, timeout_s: float) -> list[wire.Delt
 
 def _turn(core: WorkerCore, link: Link) -> None:
     link.flush()
-    link.pump(zmq_poll(link.pollset, min(TURN_MAX_MS, link.wait_ms())))
+    link.wait(min(TURN_MAX_MS, link.wait_ms()))
+    link.pump()
     for event in core.take_events():
         if isinstance(event, JoinRefused):
             raise errors.Refused(event.text, event.code)

@@ -206,14 +206,15 @@ class Content:
 
     def _drop_worker(self, worker_id: str) -> Leave:
         """Every row of the worker goes."""
-        row, offers, holders = self._workers.pop(worker_id), self._offers.pop(worker_id), self._holders
-        own, others = self._ids.pop(worker_id), {}
-        for function_id in offers:
-            if holders.get(function_id) is own:  # nearly always: it was the only provider
-                del holders[function_id]
-            else:
-                self._drop_holder(function_id, worker_id)
-                others[function_id] = self.holder_count(function_id)
+        row, offers, own = self._workers.pop(worker_id), self._offers.pop(worker_id), self._ids.pop(worker_id)
+        holders = list(map(self._holders.pop, offers))
+        others: dict[str, int] = {}
+        if holders.count(own) < len(offers):  # it was not the only provider of all
+            for function_id, holder in zip(offers, holders, strict=True):
+                if isinstance(holder, dict):
+                    del holder[own]
+                    self._keep_holders(function_id, holder)
+                    others[function_id] = self.holder_count(function_id)
         return Leave(worker_id, row, offers, others)
 
     def _edits_of(self, step: Step) -> tuple[list[Edit], dict[str, int]]:
@@ -278,8 +279,11 @@ class Content:
             self._holders[function_id] = {holder: None, worker_id: None}
 
     def _drop_holder(self, function_id: str, worker_id: str) -> None:
-        holder = self._holders[function_id]
-        if not isinstance(holder, str):
+        holder = self._holders.pop(function_id)
+        if isinstance(holder, dict):
             del holder[worker_id]
-        if isinstance(holder, str) or not holder:
-            del self._holders[function_id]
+            self._keep_holders(function_id, holder)
+
+    def _keep_holders(self, function_id: str, left: dict[str, None]) -> None:
+        if left:
+            self._holders[function_id] = left if len(left) > 1 else next(iter(left))

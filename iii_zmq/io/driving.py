@@ -28,7 +28,7 @@ from ..core.signals import CallEnded, Event, RunCall
 from ..core.worker import WorkerCore
 from .desk import Desk
 from .handlers import Handlers
-from .link import Link, Ready, zmq_poll
+from .link import Link
 from .listeners import Listeners
 from .notes import Note, Notes
 from .running import Runner
@@ -37,8 +37,7 @@ from .waiting import CallFuture, Condition, Conditions, Slot
 log = logging.getLogger("iii_zmq.worker")
 
 OVER_S = 0.2  # how often a thread that waits for another one's serving looks whether it was told to end
-QUICK_S = 0.00002  # a poll that returned faster than this found messages that had been waiting: read many at once
-ALONE_S = 0.005  # after a look at everything, the control socket alone is waited for so long
+ALONE_S = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
 NOTES_S = 0.1  # after a note, everything is waited for so long: more notes may come
 PATIENCE_S = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
 PUMP_S = 0.1  # between inline handlers the sockets are looked at this often
@@ -302,15 +301,13 @@ class Driver:
         wait_ms = 0 if self._notes else link.wait_ms()
         if wait_s is not None:
             wait_ms = min(wait_ms, int(wait_s * 1000) + 1 if wait_s > 0 else 0)
-        began = _clock()
-        ready: Ready = zmq_poll(link.pollset, wait_ms)
+        is_noted = link.wait(wait_ms)
         self.polled_at = now = _clock()
-        if ready and ready[-1][0] == self._notes.fd:
+        if is_noted:
             self._notes.hear()
             self._alone_from = now + NOTES_S
-        elif now > self._alone_from:
+        if link.pump() and now > self._alone_from:
             self._alone_until = now + ALONE_S
-        link.pump(ready, now - began < QUICK_S)
 
     def end(self) -> None:
         """The worker is over: everybody who waits is told."""
@@ -368,5 +365,6 @@ class Driver:
         self.link.flush()
         if self._events and _clock() - self.polled_at > PUMP_S:
             self.polled_at = _clock()
-            self.link.pump(zmq_poll(self.link.pollset, 0))
+            self.link.wait(0)
+            self.link.pump()
             self._fetch_events()

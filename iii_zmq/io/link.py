@@ -1,25 +1,30 @@
 """The sockets of one worker around one WorkerCore: `pump()` reads, ticks and sends, and never waits.
 
-    whoever waits:  ready = zmq_poll(link.pollset, link.wait_ms())
-                    link.pump(ready)                                monitors, then messages, then what is due
+    whoever waits:  link.wait(link.wait_ms())                       or an event loop, which calls link.readable(fd)
+                    link.pump()                                     monitors, then messages, then what is due
                     ... link.core.take_events() ...
                     link.flush()                                    what the core wants sent or done
 
-Invariant: what a connection carried is handed to the core before the news that the connection is gone. One thread at a
-time may use a Link; it has no lock of its own. It decides nothing, except that too much unread is thrown away.
+The sockets' own descriptors are waited for, not the sockets: zmq_poll asks each socket for its events before and after,
+some 25 system calls for one message. The price: a descriptor tells of news once, and any use of its socket may take
+them in. So a socket is read until nothing is left, or stays in `_news`; the control socket, which is read one message
+at a time and sent on as well, is asked before the next wait.
+
+Invariants: what a connection carried is handed to the core before the news that the connection is gone. A socket that
+may hold something is in `_news`, or `_is_touched` is set, or its descriptor will tell. One thread at a time may use a
+Link; it has no lock of its own. It decides nothing, except that too much unread is thrown away.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import struct
 import time
 from collections import deque
-from typing import Any
 
 import zmq
-from zmq.backend import zmq_poll
 
 from .. import errors, wire
 from ..core.signals import (
@@ -45,7 +50,6 @@ from . import sockets
 log = logging.getLogger("iii_zmq.worker")
 
 Socket = zmq.Socket[bytes]
-Ready = list[tuple[Any, int]]
 
 BURST_MAX = 128  # messages of one socket a turn, so that the other one and the timers get their time
 STREAM_WAITING_MAX = 10_000  # stream messages unread: more are worth less than a snapshot
@@ -57,6 +61,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
 _RCVMORE = int(zmq.RCVMORE)
+_EVENTS = int(zmq.EVENTS)
 _RESULT = wire.encode(wire.Result(0, b"\xc0"))[0][:8]  # how every frame with a small result begins
 _RESULT_BYTES = wire.PREFIX.size + 1  # prefix and empty header
 _MONITOR_EVENT = struct.Struct("=HI")
@@ -81,48 +86,77 @@ def context() -> zmq.Context[Socket]:
 
 
 class Link:
-    """DEALER, SUB and a monitor for each. `wake_fd`, if given, is polled too, as the last one."""
+    """DEALER, SUB and a monitor for each. `wake_fd`, if given, is waited for, too."""
 
     def __init__(self, core: WorkerCore, wake_fd: int | None = None) -> None:
         self.core = core
-        self.pollset: Ready = []
-        self.generation = 0  # counts the changes of `pollset`
+        self.descriptors: list[int] = []  # of the sockets
+        self.generation = 0  # counts the changes of `descriptors`
         self._wake_fd = wake_fd
         self._dealer: Socket | None = None
         self._dealer_monitor: Socket | None = None
         self._sub: Socket | None = None
         self._sub_monitor: Socket | None = None
+        self._dealer_fd = self._sub_fd = -1
+        self._monitors: list[tuple[int, Socket]] = []
+        self._news: set[int] = set()  # descriptors of sockets that may hold something
+        self._is_touched = False  # the control socket was used since it was last asked
+        self._backlog = False  # it held something before anybody waited: many at once are read
         self._unread: deque[bytes] = deque()  # stream frames, at most STREAM_WAITING_MAX
         self._warned = False
-        self._renew_pollset()
+        self._renew()
 
     # -- what the one who waits uses -----------------------------------------------------------------------------------
 
     def wait_ms(self) -> int:
         """How long nothing is due; rounded up, so that no timer spins."""
-        if self._unread:
+        if self._is_touched:
+            self._is_touched = False
+            dealer = self._dealer
+            if dealer is not None and dealer.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]  # an int here
+                self._news.add(self._dealer_fd)
+        self._backlog = self._dealer_fd in self._news
+        if self._unread or self._news:
             return 0
         due = self.core.next_deadline()
         if due is None:
             return WAIT_MAX_MS
         return min(WAIT_MAX_MS, max(0, -int((time.monotonic() - due) * 1000 // 1)))
 
-    def pump(self, ready: Ready, many: bool = True) -> None:
-        """Hands what `ready` has to the core, and ticks. Without `many`, one message of the control socket is read."""
+    def wait(self, wait_ms: int) -> bool:
+        """Waits until there may be something to pump, at most so long; whether `wake_fd` is readable."""
+        is_woken = False
+        for fd, _ in self._poll.poll(wait_ms):
+            if fd == self._wake_fd:
+                is_woken = True
+            else:
+                self._news.add(fd)
+        return is_woken
+
+    def readable(self, fd: int) -> None:
+        """One of the descriptors told of news, to somebody else who waits for them."""
+        self._news.add(fd)
+
+    def pump(self) -> bool:
+        """Hands what there is to the core, and ticks; whether the control socket had anything."""
         now = time.monotonic()
-        core = self.core
-        for socket, _ in ready:
-            if socket is self._dealer:
-                self._read_dealer(now, BURST_MAX if many else 1)
-            elif socket is self._sub:
+        core, news = self.core, self._news
+        is_heard = False
+        if news:
+            for fd, monitor in self._monitors:
+                if fd in news:
+                    self._read_monitor(fd, monitor, now)
+            if self._dealer_fd in news:
+                is_heard = True
+                self._read_dealer(now, BURST_MAX if self._backlog else 1)
+            if self._sub_fd in news:
                 self._collect_stream(now)
-            elif not isinstance(socket, int):
-                self._read_monitor(socket, now)
         if self._unread:
             self._read_stream(now)
         due = core.next_deadline()
         if due is not None and now >= due:
             core.tick(now)
+        return is_heard
 
     def answer_alone(self, number: int) -> bytes | None:
         """As `pump_alone`, for who waits for the Result of call `number`: its payload, past core and events.
@@ -132,6 +166,7 @@ class Link:
         dealer = self._dealer
         if dealer is None:
             return None
+        self._is_touched = True
         try:
             frame = dealer.recv(0)
         except zmq.Again:
@@ -151,6 +186,7 @@ class Link:
         dealer = self._dealer
         if dealer is None:
             return False
+        self._is_touched = True
         try:
             frame = dealer.recv(0)
         except zmq.Again:
@@ -194,6 +230,7 @@ class Link:
         dealer = self._dealer
         if dealer is None:
             return True
+        self._news.discard(self._dealer_fd)
         recv, receive, decode = dealer.recv, self.core.receive, wire.decode
         for _ in range(burst):
             try:
@@ -206,6 +243,7 @@ class Link:
                 self._read_odd(dealer, frame, error, now)
             else:
                 receive(BROKER, message, now)
+        self._is_touched = True
         return False
 
     def _read_odd(self, dealer: Socket, frame: bytes, error: errors.ProtocolError, now: float) -> None:
@@ -225,6 +263,7 @@ class Link:
         """Takes everything that waits: only so can it be told when it is too much."""
         sub, unread = self._sub, self._unread
         assert sub is not None
+        self._news.discard(self._sub_fd)
         try:
             while len(unread) < STREAM_WAITING_MAX:
                 unread.append(sub.recv(_NOBLOCK))
@@ -262,12 +301,13 @@ class Link:
         """For logs."""
         return self.core.profile.name
 
-    def _read_monitor(self, monitor: Socket, now: float) -> None:
+    def _read_monitor(self, fd: int, monitor: Socket, now: float) -> None:
         is_stream = monitor is self._sub_monitor
         for _ in range(BURST_MAX):
             try:
                 frames = monitor.recv_multipart(_NOBLOCK)
             except zmq.Again:
+                self._news.discard(fd)
                 return
             event, _value = _MONITOR_EVENT.unpack(frames[0])
             if event == _SUCCEEDED:
@@ -293,6 +333,7 @@ class Link:
     def _send(self, message: wire.Message) -> None:
         dealer = self._dealer
         frame, payload = wire.encode(message)
+        self._is_touched = True
         try:
             if dealer is None:
                 raise zmq.Again
@@ -314,9 +355,11 @@ class Link:
                 case Subscribe():
                     if self._sub is not None:
                         self._sub.setsockopt(zmq.SUBSCRIBE, order.topic)
+                        self._news.add(self._sub_fd)
                 case Unsubscribe():
                     if self._sub is not None:
                         self._sub.setsockopt(zmq.UNSUBSCRIBE, order.topic)
+                        self._news.add(self._sub_fd)
                 case Disconnect():
                     self.close()
                 case _:
@@ -330,14 +373,14 @@ class Link:
         self._dealer = sockets.dealer(context(), order.heartbeat_ms, order.ttl_ms)
         self._dealer.setsockopt(zmq.RCVTIMEO, ALONE_MS)
         self._dealer_monitor = sockets.monitor(context(), self._dealer)
-        self._renew_pollset()
+        self._renew()
         self._dealer.connect(order.url)
 
     def _open_stream(self, order: OpenStream) -> None:
         self._close_stream()
         self._sub = sockets.sub(context(), order.heartbeat_ms, order.ttl_ms)
         self._sub_monitor = sockets.monitor(context(), self._sub)
-        self._renew_pollset()
+        self._renew()
         for topic in order.topics:
             self._sub.setsockopt(zmq.SUBSCRIBE, topic)
         self._sub.connect(order.url)
@@ -345,21 +388,31 @@ class Link:
     def _close_dealer(self) -> None:
         dealer, monitor = self._dealer, self._dealer_monitor
         self._dealer = self._dealer_monitor = None
-        self._renew_pollset()
+        self._renew()
         _close(dealer, monitor)
 
     def _close_stream(self) -> None:
         sub, monitor = self._sub, self._sub_monitor
         self._sub = self._sub_monitor = None
         self._unread.clear()
-        self._renew_pollset()
+        self._renew()
         _close(sub, monitor)
 
-    def _renew_pollset(self) -> None:
-        """Monitors first; a new list, because somebody may be waiting on the old one."""
-        polled: list[Any] = [self._dealer_monitor, self._sub_monitor, self._dealer, self._sub, self._wake_fd]
-        self.pollset = [(one, _POLLIN) for one in polled if one is not None]
+    def _renew(self) -> None:
+        """The sockets are others now: what they may have told already counts as news."""
+        self._dealer_fd, self._sub_fd = _descriptor(self._dealer), _descriptor(self._sub)
+        monitors = [one for one in (self._dealer_monitor, self._sub_monitor) if one is not None]
+        self._monitors = [(_descriptor(monitor), monitor) for monitor in monitors]
+        self.descriptors = [fd for fd in (self._dealer_fd, self._sub_fd, *dict(self._monitors)) if fd >= 0]
+        self._news = set(self.descriptors)
         self.generation += 1
+        self._poll = select.poll()
+        for fd in self.descriptors if self._wake_fd is None else [*self.descriptors, self._wake_fd]:
+            self._poll.register(fd, select.POLLIN)
+
+
+def _descriptor(socket: Socket | None) -> int:
+    return -1 if socket is None else int(socket.getsockopt(zmq.FD))
 
 
 def _close(socket: Socket | None, monitor: Socket | None) -> None:
@@ -369,6 +422,3 @@ def _close(socket: Socket | None, monitor: Socket | None) -> None:
         socket.close()
     if monitor is not None:
         monitor.close()
-
-
-__all__ = ["Link", "context", "zmq_poll"]

@@ -18,7 +18,7 @@ from . import keeper
 from .desk import Desk
 from .face import Handler, running, unpack_result
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_outcome, raised
-from .link import Link, zmq_poll
+from .link import Link
 from .listeners import Listeners
 from .pool import Pool
 from .raising import is_interrupt
@@ -176,10 +176,10 @@ class Loop:
         link = self.link
         self._handle_events()
         for _ in range(TURNS_MAX):
-            ready = zmq_poll(link.pollset, 0)
-            link.pump(ready)
-            if not self._handle_events() and not ready and link.wait_ms() > 0:
+            if link.wait_ms() > 0:
                 break
+            link.pump()
+            self._handle_events()
         else:
             self.turn_soon()
         if link.generation != self._generation:
@@ -200,15 +200,19 @@ class Loop:
         """The sockets are others now. A turn follows: an edge may have passed unseen."""
         self._unwatch()
         self._generation = self.link.generation
-        for socket, _ in self.link.pollset:
-            self._watched.append(socket.fileno())
-            self._loop.add_reader(self._watched[-1], self._turn)
+        self._watched = list(self.link.descriptors)
+        for fd in self._watched:
+            self._loop.add_reader(fd, self._on_readable, fd)
         self.turn_soon()
 
     def _unwatch(self) -> None:
         for fd in self._watched:
             self._loop.remove_reader(fd)
         self._watched = []
+
+    def _on_readable(self, fd: int) -> None:
+        self.link.readable(fd)
+        self._turn()
 
     def _set_timer(self) -> None:
         """One that rings too early does no harm: only an earlier deadline needs a new one."""
