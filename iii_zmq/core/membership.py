@@ -3,7 +3,9 @@
     idle --connect--> pausing --(backoff over)--> connecting --Connected--> greeting --Welcome--> opening
     opening --(first part of the answer: our presence was heard)--> open
     open --(stream silent or broken, Unknown, foreign epoch)--> greeting, on the same connection, with the token
-    any --(connection gone, phase too long)--> pausing, for fresh sockets
+    any --(connection gone, handshake failed, phase too long)--> pausing, for fresh sockets
+    connecting --(no handshake for long)--> connecting, with fresh sockets at once: whoever waits for a broker must
+                                            always have a socket that tries, or it is late when the broker comes
     any --> left (Bye was said) --> over
 
 Invariant: only in `open` does the broker take registrations and calls. The states that users see are fewer: `state`.
@@ -31,6 +33,7 @@ from .signals import (
     OpenStream,
     Outbox,
     StateChanged,
+    Troubled,
 )
 
 IDLE, PAUSING, AWAITING_CONNECTION = "idle", "pausing", "connecting"
@@ -43,7 +46,10 @@ ANSWER_S = 5.0  # for a Welcome, and from it to the first part: as long as the b
 ANSWER_BEATS = 4  # the same, where the heartbeat is long
 FRESH_S = 5.0  # without a handshake: libzmq stops retrying after some refusals, without a word
 BACKOFF_FIRST_S = 0.05
-BACKOFF_MAX_S = 2.0
+BACKOFF_MAX_S = 2.0  # after lost sessions: many workers may come back to a broker that is in trouble
+STRANGER_BACKOFF_MAX_S = 0.5  # after failed handshakes: where a stranger is now, the broker may be in a moment
+STREAM_AGAIN_S = 0.2  # after the stream's first failure, then twice as long each time
+TOLD_MAX = 16  # reasons for having no session that are told, until there is one: an outage is not to fill the log
 BACKOFF_FORGOTTEN_S = 1.0  # a session that lasted this long starts the backoff anew
 
 
@@ -78,6 +84,8 @@ class Membership:
         self.hello_number = 0
         self.same_connection = False  # the Hello under way renews a session on the connection that it has
         self.trouble = ""  # the latest reason why there is no session, for messages
+        self._told: set[str] = set()  # at most TOLD_MAX troubles
+        self._stream_trouble = ""
         self._attempts = 0
         self._phase_due = math.inf
         self._opened_at = math.inf  # of the session since the latest `reconnect`
@@ -117,14 +125,15 @@ class Membership:
 
     def reconnect(self, now: float, trouble: str, state: str = CONNECTING) -> None:
         """No sockets now, fresh ones after a while that grows with the failures in a row."""
-        self.trouble = trouble
+        wait_max = STRANGER_BACKOFF_MAX_S if self.phase == AWAITING_CONNECTION else BACKOFF_MAX_S
+        self.note(trouble)
         if now - self._opened_at >= BACKOFF_FORGOTTEN_S:
             self._attempts = 0
         self._opened_at = math.inf
         self._say_state(state, trouble)
         wait = 0.0
         if self._attempts:
-            wait = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._attempts, 10)) * (0.5 + self._random() / 2)
+            wait = min(wait_max, BACKOFF_FIRST_S * 2 ** min(self._attempts, 10)) * (0.5 + self._random() / 2)
         self._attempts += 1
         self._outbox.append((LINK, Disconnect()))
         self._enter(PAUSING, now + wait)
@@ -132,6 +141,8 @@ class Membership:
     def greet(self, number: int, now: float) -> None:
         """A Hello with this number goes out now, over the connection that stands."""
         self.same_connection = self.phase != AWAITING_CONNECTION
+        if not self.same_connection:
+            self.trouble = "somebody is there, but does not answer as a broker does"
         self.hello_number = number
         self._enter(GREETING, now + self._answer_s())
 
@@ -140,19 +151,39 @@ class Membership:
         self.welcome = welcome
         url = resolve_stream_url(self._profile.url, self._profile.stream_url or welcome.stream_url)
         topics = (wire.STREAM_TOPIC, wire.presence_topic(welcome.token))
+        self.trouble = self._stream_trouble = f"the broker answers, but its stream at {url} does not"
         self._outbox.append((LINK, OpenStream(url, topics, *self._zmtp_times())))
         self._enter(OPENING, now + self._answer_s())
 
     def opened(self, now: float) -> None:
         """The broker heard our presence."""
         self._enter(OPEN, math.inf)
+        self.trouble = ""
         self._opened_at = self._heard_at = now
         self._heartbeat_at = now + self.heartbeat_s
 
     def level(self) -> None:
         """The replica is complete and all registrations are answered."""
-        self.trouble = ""
+        self._told.clear()
         self._say_state(CONNECTED, "")
+
+    def reached(self) -> None:
+        """Somebody took the connection: until more is known, that is all there is to tell."""
+        if self.phase == AWAITING_CONNECTION:
+            self.trouble = "somebody takes connections there, but does not greet as a broker does"
+
+    def note(self, trouble: str) -> None:
+        """Why there is no session. Each reason is told once, until there is one."""
+        self.trouble = trouble
+        if trouble not in self._told and len(self._told) < TOLD_MAX:
+            self._told.add(trouble)
+            self._events.append(Troubled(trouble))
+
+    def stream_failed(self, text: str, failures: int, now: float) -> None:
+        """The stream failed before our presence was heard, `failures` times before: libzmq may have given up on it."""
+        if text:
+            self.trouble = f"{self._stream_trouble}: {text}"
+        self._phase_due = min(self._phase_due, now + STREAM_AGAIN_S * 2**failures)
 
     def heard(self, now: float) -> None:
         """A word on the stream."""

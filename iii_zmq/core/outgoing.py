@@ -165,14 +165,17 @@ class Outgoing:
             self._end(number, f"{one.call.function_id}: {text}", "not_handed_over")
         self.due = math.inf
 
-    def tick(self, now: float) -> None:
-        """Ends what has expired. Looks at every open call, but only when some deadline that was set has come."""
+    def tick(self, now: float, trouble: str = "") -> None:
+        """Ends what has expired; `trouble` is why there is no session.
+
+        Looks at every open call, but only when some deadline that was set has come.
+        """
         if now < self.due:
             return
         for number in [number for number, sent in self._sent.items() if sent.deadline + GRACE_S <= now]:
             self._expire(number, self._sent.pop(number))
         for number in [number for number, one in self._waiting.items() if one.until <= now]:
-            self._run_out(number, self._waiting.pop(number), now)
+            self._run_out(number, self._waiting.pop(number), now, trouble)
         ends = [sent.deadline + GRACE_S for sent in self._sent.values()]
         ends.extend(one.until for one in self._waiting.values())
         self.due = min(ends, default=math.inf)
@@ -200,12 +203,13 @@ class Outgoing:
         error = errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT)
         self._events.append(CallEnded(number, error))
 
-    def _run_out(self, number: int, waiting: _Waiting, now: float) -> None:
+    def _run_out(self, number: int, waiting: _Waiting, now: float, trouble: str) -> None:
         text = f"{waiting.call.function_id}: no session with the broker"
+        why = f": {trouble}" if trouble else ""
         if now < waiting.deadline:
-            self._end(number, text, "not_handed_over")
+            self._end(number, text + why, "not_handed_over")
         else:
-            error = errors.CallTimeout(f"{text} within its timeout", "not_handed_over", errors.TIMEOUT)
+            error = errors.CallTimeout(f"{text} within its timeout{why}", "not_handed_over", errors.TIMEOUT)
             self._tell(number, error)
 
     def _end(self, number: int, text: str, fate: errors.Fate) -> None:

@@ -23,13 +23,21 @@ LINK = "link"  # the sockets themselves
 
 
 @dataclass(slots=True)
+class Reached:
+    """Somebody took the control socket's connection; whether it is a broker is not known yet."""
+
+
+@dataclass(slots=True)
 class Connected:
     """The control socket's handshake with the broker is done: what is sent now leaves."""
 
 
 @dataclass(slots=True)
 class Disconnected:
-    """The control socket's connection is gone; everything that had arrived over it was delivered before this."""
+    """The control socket's connection is gone; everything that had arrived over it was delivered before this.
+
+    Before Connected it means that the handshake failed. Nobody tells whether libzmq will try again.
+    """
 
 
 @dataclass(slots=True)
@@ -39,7 +47,7 @@ class StreamConnected:
 
 @dataclass(slots=True)
 class StreamDisconnected:
-    """The stream socket's connection is gone: deltas may have been lost."""
+    """The stream socket's connection is gone: deltas may have been lost. Or its handshake failed, as above."""
 
 
 @dataclass(slots=True)
@@ -56,7 +64,7 @@ class Unsent:
     message: wire.Message
 
 
-Happening = Connected | Disconnected | StreamConnected | StreamDisconnected | Failed | Unsent
+Happening = Reached | Connected | Disconnected | StreamConnected | StreamDisconnected | Failed | Unsent
 
 # -- core -> Link ------------------------------------------------------------------------------------------------------
 
@@ -110,6 +118,13 @@ class StateChanged:
     """`text` says why, for logs."""
 
     state: str
+    text: str
+
+
+@dataclass(slots=True)
+class Troubled:
+    """Why there is no session, when that is another reason than before: for logs."""
+
     text: str
 
 
@@ -181,5 +196,7 @@ class JoinRefused:
     text: str
 
 
-Event = StateChanged | Changes | CallEnded | RunCall | CancelCall | Settled | NotOffered | Drained | JoinRefused
+Event = (
+    StateChanged | Troubled | Changes | CallEnded | RunCall | CancelCall | Settled | NotOffered | Drained | JoinRefused
+)
 Events = list[Event]

@@ -55,6 +55,7 @@ from .signals import (
     Happening,
     JoinRefused,
     Outbox,
+    Reached,
     StreamConnected,
     StreamDisconnected,
     Unsent,
@@ -62,12 +63,11 @@ from .signals import (
 
 # Everything a worker counts, its replica included: told by `Worker.counters`, documented in docs/protocol.md.
 COUNTERS = (
-    "connects", "sessions", "sessions_unknown", "streams_lost", "streams_silent", "streams_discarded",
-    "deltas", "stale_ignored", "gaps", "overruns", "digest_mismatches", "foreign_epochs",
-    "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late",
-    "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
-    "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost", "sends_failed", "answers_late",
-    "results_orphaned", "unexpected", "malformed",
+    "connects", "handshakes_failed", "sessions", "sessions_unknown", "streams_lost", "streams_silent",
+    "streams_discarded", "deltas", "stale_ignored", "gaps", "overruns", "digest_mismatches", "foreign_epochs",
+    "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late", "syncs_gap", "syncs_digest",
+    "syncs_overrun", "syncs_late", "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost",
+    "sends_failed", "answers_late", "results_orphaned", "unexpected", "malformed",
 )  # fmt: skip
 
 OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the control connection is made anew too
@@ -122,13 +122,13 @@ class WorkerCore:
                 wire.Hello() | wire.Register() | wire.Unregister() | wire.Heartbeat() | wire.Sync() | wire.Received()
                 | wire.Drain() | wire.Bye()
             ):  # fmt: skip
-                self.counters["unexpected"] += 1
+                self._on_own_words(now)
             case _:
                 self._on_link(message, now)
 
     def tick(self, now: float) -> None:
         """Does what is due."""
-        self.outgoing.tick(now)
+        self.outgoing.tick(now, self.membership.trouble)
         phase = self.membership.phase
         if phase == OPEN:
             self._tick_open(now)
@@ -264,6 +264,13 @@ class WorkerCore:
             self.counters["sessions_unknown"] += 1
             self._say_hello(now)
 
+    def _on_own_words(self, now: float) -> None:
+        """What only workers say. A port without a listener may connect to itself, and stays taken as long as it does:
+        whoever looks for a broker on the own machine tries so often that its own port comes up as the other end."""
+        self.counters["unexpected"] += 1
+        if self.membership.phase == GREETING and not self.membership.same_connection:
+            self._lose_session("who takes connections there sends back what it is sent", now)
+
     def _on_refuse(self, refuse: wire.Refuse, now: float) -> None:
         if refuse.kind != wire.Hello.KIND:
             if self.offers.on_refuse(refuse):
@@ -373,13 +380,11 @@ class WorkerCore:
             case Disconnected():
                 self._on_disconnected(phase, now)
             case StreamDisconnected():
-                if phase == OPEN:
-                    self.counters["streams_lost"] += 1
-                    self._say_hello(now)
+                self._on_stream_disconnected(phase, now)
             case Failed():
-                self.membership.trouble = happening.text
-                if phase == AWAITING_CONNECTION:
-                    self._lose_session(happening.text, now)
+                self._on_failed(happening.text, phase, now)
+            case Reached():
+                self.membership.reached()
             case Unsent():
                 if isinstance(happening.message, wire.Call):
                     self.outgoing.unsent(happening.message, now)
@@ -391,8 +396,26 @@ class WorkerCore:
     def _on_disconnected(self, phase: str, now: float) -> None:
         if phase == LEFT:
             self.end()
+        elif phase == AWAITING_CONNECTION:
+            self.counters["handshakes_failed"] += 1
+            self._lose_session("who takes connections there is no broker: the handshake failed", now)
         elif phase in (GREETING, OPENING, OPEN):
             self._lose_session("the connection to the broker was lost", now)
+
+    def _on_stream_disconnected(self, phase: str, now: float) -> None:
+        if phase == OPEN:
+            self.counters["streams_lost"] += 1
+            self._say_hello(now)
+        elif phase == OPENING:
+            self.membership.stream_failed("", self._openings, now)
+
+    def _on_failed(self, text: str, phase: str, now: float) -> None:
+        """A handshake, or sockets that could not be made."""
+        if phase == AWAITING_CONNECTION:
+            self.counters["handshakes_failed"] += 1
+            self._lose_session(text, now)
+        elif phase == OPENING:
+            self.membership.stream_failed(text, self._openings, now)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -408,11 +431,11 @@ class WorkerCore:
             self._follow(now)
 
     def _on_overdue(self, phase: str, now: float) -> None:
-        if phase == PAUSING:
+        if phase in (PAUSING, AWAITING_CONNECTION):
             self.membership.connect(now)
         elif phase == OPENING and self._openings < OPENINGS_MAX:
             self._openings += 1
-            self.membership.trouble = self.membership.trouble or "the broker's stream can't be reached"
+            self.membership.note(self.membership.trouble)
             self._say_hello(now)
         else:
             self._openings = 0

@@ -33,6 +33,7 @@ from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, check_pattern
 from .looping import Loop
 from .raising import is_interrupt
+from .stay import no_session
 from .stopping import told_of_signals
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
@@ -366,9 +367,7 @@ class AsyncWorker:
         while not await loop.wait(lambda: ticket in loop.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
-                raise errors.BrokerUnreachable(
-                    f"no session with the broker at {self._profile.url}: the change is made when there is one"
-                )
+                raise no_session(self._profile.url, self._core.membership.trouble)
         return loop.desk.settled.pop(ticket)
 
     async def _iterate(self, buffer: Buffer, fresh: asyncio.Event, until: float | None) -> AsyncIterator[Change]:

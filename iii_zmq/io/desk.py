@@ -16,6 +16,7 @@ from ..core.signals import (
     RunCall,
     Settled,
     StateChanged,
+    Troubled,
 )
 from .listeners import Listeners
 
@@ -42,6 +43,8 @@ class Desk:
             case StateChanged():
                 log.info("%s is %s %s", self._name, event.state, event.text)
                 self._listeners.tell_state(event.state)
+            case Troubled():
+                log.warning("%s has no session: %s", self._name, event.text)
             case JoinRefused():
                 self.refused = event
             case NotOffered():

@@ -38,6 +38,7 @@ from ..core.signals import (
     Failed,
     OpenStream,
     Order,
+    Reached,
     StreamConnected,
     StreamDisconnected,
     Subscribe,
@@ -65,6 +66,7 @@ _EVENTS = int(zmq.EVENTS)
 _RESULT = wire.encode(wire.Result(0, b"\xc0"))[0][:8]  # how every frame with a small result begins
 _RESULT_BYTES = wire.PREFIX.size + 1  # prefix and empty header
 _MONITOR_EVENT = struct.Struct("=HI")
+_CONNECTED = int(zmq.EVENT_CONNECTED)
 _SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
 _FAILURES = {
     int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "the peer ended the handshake",
@@ -315,6 +317,8 @@ class Link:
             elif event == _DISCONNECTED:
                 self._read_last_words(is_stream, now)
                 self.core.receive(LINK, StreamDisconnected() if is_stream else Disconnected(), now)
+            elif event == _CONNECTED and not is_stream:
+                self.core.receive(LINK, Reached(), now)
             elif event in _FAILURES:
                 self.core.receive(LINK, Failed(_FAILURES[event]), now)
 

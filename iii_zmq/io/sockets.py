@@ -21,6 +21,8 @@ BACKLOG = 4096  # 100, the default, overflows under a burst of connects
 HANDSHAKE_IVL_MS = 3_000  # cuts strangers that connect and say nothing
 RECONNECT_IVL_MS = 10
 RECONNECT_IVL_MAX_MS = 100
+CONNECT_TIMEOUT_MS = 2_000  # a machine that went takes nothing and refuses nothing; TCP itself would try for minutes,
+# at the address that the name had. Long enough for one lost SYN, which is sent again after 1 s.
 LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
 
 IO_ERRORS = (zmq.ZMQError, OSError)
@@ -94,12 +96,14 @@ def _connecting(socket: zmq.Socket[bytes], heartbeat_ms: int, ttl_ms: int) -> No
     socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ttl_ms)
     socket.setsockopt(zmq.HEARTBEAT_TTL, ttl_ms)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_IVL_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_IVL_MAX_MS)
 
 
 MONITORED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

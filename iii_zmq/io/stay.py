@@ -120,6 +120,12 @@ class Stay:
         self._driver.end()
 
 
+def no_session(url: str, trouble: str) -> errors.BrokerUnreachable:
+    """For who registers while there is none."""
+    why = f" ({trouble})" if trouble else ""
+    return errors.BrokerUnreachable(f"no session with the broker at {url}{why}: the change is made when there is one")
+
+
 def unreachable(url: str, spent_s: float, trouble: str) -> errors.BrokerUnreachable:
     """In one line: where, for how long, and what was seen."""
     return errors.BrokerUnreachable(f"no broker at {url} within {spent_s:.1f} s{': ' if trouble else ''}{trouble}")

@@ -28,7 +28,7 @@ from .driving import Driver
 from .face import Handler
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, call_in_place, check_pattern
-from .stay import Stay
+from .stay import Stay, no_session
 from .waiting import CallFuture
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
@@ -364,9 +364,7 @@ class Worker:
         while not driver.wait(lambda: ticket in driver.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
-                raise errors.BrokerUnreachable(
-                    f"no session with the broker at {self._profile.url}: the change is made when there is one"
-                )
+                raise no_session(self._profile.url, self._core.membership.trouble)
         return driver.desk.settled.pop(ticket)
 
     def _iterate(self, buffer: Buffer, until: float | None) -> Iterator[Change]:
