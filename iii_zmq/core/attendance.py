@@ -56,6 +56,7 @@ class Attendance:
         self._liveness = Liveness(settings, alarm)
         self._hold_until = 0.0
         self.closing = False
+        self.are_more_dying = False  # the process of one that died had other sessions: theirs will end in no time
         self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each who joined or left
 
     # -- Hello and Bye -------------------------------------------------------------------------------------------------
@@ -99,6 +100,8 @@ class Attendance:
     def end(self, session: Session, reason: str, now: float) -> None:
         """The session ends, and everything it owned with it, once."""
         self._forget(session)
+        if reason in ("died", "silent") and self._sessions.has_sibling(session):
+            self.are_more_dying = True
         function_ids = self._leave(session, reason)
         self._calls.caller_gone(session)
         self._calls.provider_gone(session, now)

@@ -84,6 +84,7 @@ class Session:
     token: bytes
     heard_at: float
     presence_by: float  # its presence is to be heard by then
+    process: tuple[str, int] = ("", 0)  # its worker's (host, pid); workers of one process mostly end together
     token_before: bytes = b""  # what its worker may still know it by, until it shows that it heard of `token`
     joined: bool = False
     stalled: bool = False

@@ -6,6 +6,8 @@ replaced, the old one is out before the new one is in, so no name ever leads to 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .session import Peer, Session
 
 SESSIONS_MAX = 20_000
@@ -19,6 +21,7 @@ class Sessions:
         self.by_worker: dict[str, Session] = {}
         self.by_token: dict[bytes, Session] = {}
         self.by_presence: dict[bytes, Session] = {}
+        self._processes: Counter[tuple[str, int]] = Counter()  # (host, pid) -> how many sessions it has
 
     def __len__(self) -> int:
         return len(self.by_peer)
@@ -29,6 +32,9 @@ class Sessions:
 
     def add(self, session: Session) -> None:
         """The session is here, under its names."""
+        if session.peer not in self.by_peer:
+            session.process = (session.hello.host, session.hello.pid)
+            self._processes[session.process] += 1
         self.by_peer[session.peer] = session
         self.by_worker[session.worker_id] = session
         self.by_token[session.token] = session
@@ -40,6 +46,9 @@ class Sessions:
         """The session has ended."""
         session.ended = True
         session.reachable = False
+        self._processes[session.process] -= 1
+        if not self._processes[session.process]:
+            del self._processes[session.process]
         del self.by_peer[session.peer]
         del self.by_worker[session.worker_id]
         del self.by_token[session.token]
@@ -53,6 +62,10 @@ class Sessions:
         self.forget_token_before(session)
         session.token, session.token_before = token, known_as
         self.add(session)
+
+    def has_sibling(self, session: Session) -> bool:
+        """Whether its process has, or had when this one was removed, another session."""
+        return session.process in self._processes
 
     def forget_token_before(self, session: Session) -> None:
         """Its worker knows the present token."""

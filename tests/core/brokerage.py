@@ -223,7 +223,7 @@ def leftovers(core: BrokerCore) -> dict[str, object]:
     attendance, draining = core._attendance, core._draining
     tables: dict[str, object] = {
         "by_peer": sessions.by_peer, "by_worker": sessions.by_worker,
-        "by_token": sessions.by_token, "by_presence": sessions.by_presence,
+        "by_token": sessions.by_token, "by_presence": sessions.by_presence, "processes": sessions._processes,
         "checks": attendance._liveness._checks._orders, "draining": draining._sessions,
         "queues": calls._queues._queues, "queued_bytes": calls._queues._bytes,
         "kept_bytes": calls._outcomes._kept_bytes, "large_bytes": calls._large_bytes, "unread": calls._unread._bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iii_zmq import wire
 from iii_zmq.core.session import EVERYONE, Settings
-from tests.core.brokerage import Brokerage
+from tests.core.brokerage import Brokerage, Member
 
 GATHER_S = 0.002
 
@@ -19,9 +19,9 @@ def messages(broker: Brokerage) -> list[list[int] | str]:
     ]
 
 
-def quiet_broker() -> Brokerage:
+def quiet_broker(gather_s: float = GATHER_S) -> Brokerage:
     """Nothing was published for a while, and the beacon is not due."""
-    broker = Brokerage(settings=Settings(gather_s=GATHER_S))
+    broker = Brokerage(settings=Settings(gather_s=gather_s))
     broker.worker("a")
     broker.wait(0.1)
     broker.to(EVERYONE.decode())
@@ -59,3 +59,37 @@ def test_what_waits_is_published_before_the_broker_closes() -> None:
     broker.core.close()
     broker.turn()
     assert messages(broker) == [[2], [3], "Closing"]
+
+
+def process_of(broker: Brokerage, *names: str) -> list[Member]:
+    """Workers of one process that joined a while ago."""
+    members = [broker.worker(name, host="h", pid=8) for name in names]
+    broker.wait(0.2)
+    broker.to(EVERYONE.decode())
+    return members
+
+
+def test_workers_of_one_process_that_die_together_are_told_together() -> None:
+    """A killed process's connections end one by one within a moment, and each message wakes everybody."""
+    broker = quiet_broker(gather_s=0.02)
+    first, second, _ = process_of(broker, "b", "c", "d")
+    broker.die(first)  # and 10 ms pass
+    assert messages(broker) == []
+    broker.die(second)
+    assert messages(broker) == [[5, 6]]
+
+
+def test_a_dead_worker_that_was_alone_in_its_process_is_told_at_once() -> None:
+    broker = quiet_broker(gather_s=0.02)
+    (only,) = process_of(broker, "b")
+    broker.die(only)
+    assert messages(broker) == [[3]]
+
+
+def test_a_beacon_never_tells_of_a_death_that_waits_for_others() -> None:
+    broker = quiet_broker(gather_s=0.02)
+    dying, _ = process_of(broker, "b", "c")
+    broker.wait(0.185)
+    broker.die(dying)
+    broker.wait(0.02)
+    assert messages(broker) == [[4], "Beacon"]
