@@ -70,11 +70,13 @@ class RawPeer:
         self.numbers += 1
         return self.numbers
 
-    def hello(self, name: str = "raw", *, functions: bytes = b"", observer: bool = False) -> wire.Welcome:
+    def hello(
+        self, name: str = "raw", *, functions: bytes = b"", observer: bool = False, credit: int = 1000
+    ) -> wire.Welcome:
         """With the token of the session before, if there was one."""
         token = self.welcome.token if self.welcome is not None else b""
         number = self.number()
-        self.send(wire.Hello(number, [], name, "host", 1, b"\x80", 1000, observer, "", 0, token, functions))
+        self.send(wire.Hello(number, [], name, "host", 1, b"\x80", credit, observer, "", 0, token, functions))
         welcome: wire.Welcome = self.read(wire.Welcome)
         self.welcome = welcome
         return welcome
@@ -90,8 +92,8 @@ class RawPeer:
             self.sub.setsockopt(zmq.SUBSCRIBE, topic)
         self.read(wire.Snapshot)
 
-    def join(self, name: str = "raw", *functions: str, observer: bool = False) -> RawPeer:
-        self.hello(name, observer=observer)
+    def join(self, name: str = "raw", *functions: str, observer: bool = False, credit: int = 1000) -> RawPeer:
+        self.hello(name, observer=observer, credit=credit)
         self.subscribe()
         if functions:
             entries = [wire.encode_entry(wire.FunctionEntry(one)) for one in functions]
