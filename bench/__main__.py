@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import calls, report, scenarios, stream
+from bench import calls, detection, report, scenarios, stream
 from bench.settings import Settings
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
     "join": stream.join,
     "crowd": scenarios.crowd,
     "silence": scenarios.silence,
+    "detect": detection.detect,
     "churn": scenarios.churn,
 }
 WITH_FLOORS = ("call", "fanout", "join")

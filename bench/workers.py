@@ -16,15 +16,18 @@ import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from bench.measure import cpu_seconds, percentile, tcp_bytes_received
 from bench.roles import answer, answer_async, ready
-from iii_zmq import AsyncWorker, Worker
+from iii_zmq import AsyncWorker, CallFailed, Worker
 
 PAYLOAD = b"x" * 100
 RECORDS_MAX = 200_000  # callbacks kept per worker while armed; more would measure our own memory
 SPANS_MAX = 1_000_000  # calls of one stretch of traffic
+VICTIM_S = 120.0  # longer than a victim has to wait for its turn
+SEEN_S = 10.0  # what is known within milliseconds
 END_S = 3.0  # what a provider gets to end by itself once its parent is gone
 
 
@@ -133,6 +136,40 @@ async def _lane(worker: AsyncWorker, function_id: str, count: int, spans: list[i
         began = time.perf_counter_ns()
         await worker.call(function_id, PAYLOAD)
         spans.append(time.perf_counter_ns() - began)
+
+
+def victim(url: str, name: str) -> None:
+    """A process with one worker, whose only function does not return before it is killed."""
+    called = threading.Event()
+
+    def hang(_: object) -> None:
+        called.set()
+        time.sleep(VICTIM_S)
+
+    worker = Worker(name, url, threads=1)
+    worker.register(f"detect::{name}", hang)
+    worker.start()
+    ready()
+    answer(is_called=lambda: called.wait(SEEN_S))
+
+
+def waiting_caller(url: str) -> None:
+    """An observer with one call open at a time, which fails."""
+    failures: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    def note(done: Future[Any]) -> None:
+        at, error = time.monotonic_ns(), done.exception()
+        fate = error.fate if isinstance(error, CallFailed) else repr(error)
+        failures.put({"at": at, "fate": fate})
+
+    with Worker("bench-waiting-caller", url, threads=0, observer=True) as worker:
+
+        def call(function_id: str) -> None:
+            worker.wait_for(function_id, timeout=SEEN_S)
+            worker.submit(function_id, timeout=VICTIM_S).add_done_callback(note)
+
+        ready()
+        answer(call=call, failure=lambda: failures.get(timeout=SEEN_S))
 
 
 class Traffic:
