@@ -199,6 +199,13 @@ class WorkerCore:
         self.outgoing.close()
         self.membership.leave()
 
+    @property
+    def has_left(self) -> bool:
+        """After `leave`: the replica shows that the broker took the Bye, or nothing will ever show it."""
+        welcome = self.membership.welcome
+        is_shown = self.membership.phase == LEFT and welcome is not None and welcome.worker_id in self.replica.workers
+        return not is_shown
+
     def end(self, text: str = "closed") -> None:
         """No session any more: open calls fail, sockets are closed."""
         if self.membership.phase != OVER:

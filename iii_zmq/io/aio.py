@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .. import errors, wire
 from ..core.changes import Change, Position
 from ..core.membership import IDLE
 from ..core.offers import first_refusal
 from ..core.replica import Replica
-from ..core.signals import CONNECTED
+from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
 from . import face, keeper
@@ -169,11 +171,13 @@ class AsyncWorker:
     @property
     def functions(self) -> Mapping[str, Function]:
         """All functions of the system by id: live, read-only."""
+        self._check_not_forked()
         return self._core.replica.functions
 
     @property
     def workers(self) -> Mapping[str, WorkerInfo]:
         """All workers of the system by worker id: live, read-only."""
+        self._check_not_forked()
         return self._core.replica.workers
 
     @property
@@ -184,11 +188,13 @@ class AsyncWorker:
     @property
     def position(self) -> Position:
         """How far this worker's view is: `.epoch` and `.seq`."""
+        self._check_not_forked()
         return self._core.replica.position
 
     @property
     def digest(self) -> str:
         """Hex digest of this worker's view; equal to the broker's at the same position."""
+        self._check_not_forked()
         return self._core.replica.digest.hex()
 
     async def wait_for(self, *function_ids: str, timeout: float | None = 30.0) -> None:
@@ -245,6 +251,8 @@ class AsyncWorker:
     @property
     def state(self) -> str:
         """connecting, connected, stale or closed; "new" before the start."""
+        if self._is_forked():
+            return CLOSED
         return self._core.membership.state
 
     @property
@@ -259,6 +267,7 @@ class AsyncWorker:
 
         Raises: BrokerUnreachable after `connect_timeout` (unless `retry`); Refused; Closed.
         """
+        self._move_in()
         async with self._starting:
             self._check_not_closed()
             if self._loop is not None:
@@ -286,6 +295,7 @@ class AsyncWorker:
 
         Signal handlers of the user's own are left as they are. When its task is cancelled the worker is closed.
         """
+        self._check_not_closed()
         self._over = asyncio.Event()
         start = asyncio.ensure_future(self.start())
         over = asyncio.ensure_future(self._over.wait())
@@ -320,6 +330,10 @@ class AsyncWorker:
         if self._joining is not None:
             self._joining.end()
         if self._loop is not None and self._loop.unusable is None:
+            try:
+                self._loop.check()
+            except errors.Closed:
+                return
             keeper.drop(self._loop)
             await self._loop.leave_broker(CLOSE_S)
 
@@ -334,6 +348,9 @@ class AsyncWorker:
             await self.drain()
         else:
             await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.name}: a worker can't be sent to another process: make a new one there")
 
     # -- private -------------------------------------------------------------------------------------------------------
 
@@ -352,6 +369,19 @@ class AsyncWorker:
                 start.exception()  # of no interest: it was told to end
         if self._loop is not None and self._loop.unusable is None:
             await self.drain()
+
+    def _is_forked(self) -> bool:
+        return self._loop is not None and self._loop.unusable is keeper.FORKED
+
+    def _check_not_forked(self) -> None:
+        if self._is_forked():
+            raise errors.Closed(keeper.FORKED)
+
+    def _move_in(self) -> None:
+        """A worker that was made before a fork, and not started, is the child's own."""
+        if self._loop is None and self._profile.pid != os.getpid():
+            self._profile = replace(self._profile, pid=os.getpid())
+            self._core, self._joining, self._starting = self._new_core(), None, asyncio.Lock()
 
     def _record(self, items: list[Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Checked and taken over: what is new, and what was there before."""
@@ -384,16 +414,15 @@ class AsyncWorker:
     def _check_not_closed(self) -> None:
         if self._closed:
             raise errors.Closed("the worker was closed")
-        if self._loop is not None and self._loop.unusable is not None:
-            raise errors.Closed(self._loop.unusable)
+        if self._loop is not None:
+            self._loop.check()
 
     def _check_started(self) -> Loop:
         loop = self._loop
         if loop is None:
             text = "closed" if self._closed else "not started: use `await start()`, `await run()` or `async with`"
             raise errors.Closed(f"the worker was {text}")
-        if loop.unusable is not None:
-            raise errors.Closed(loop.unusable)
+        loop.check()
         return loop
 
 

@@ -257,7 +257,8 @@ class Driver:
                 with self._lock:
                     while not self._may_park():
                         self.turn()
-                self._park.acquire()
+                if not self.ended:  # in the child of a callback that forked, nobody is there to call us up
+                    self._park.acquire()
         except BaseException:
             log.critical(
                 "%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True

@@ -7,13 +7,17 @@ raised. Nothing that a handler does, or returns, gets past `run_here` as an exce
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
+import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import wire
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
+from . import keeper
 from .face import Handler, make_entry, pack_value, running
 from .raising import is_interrupt
 
@@ -101,14 +105,19 @@ class Handlers:
         if handler is None or run.cancelled or time.monotonic() >= run.deadline:
             return NOT_STARTED
         token = running.set(run)
+        forks = keeper.forks
         try:
             value = handler(wire.unpack(run.payload))
+            if keeper.forks != forks:
+                end_child(None)
             try:
                 packed = wire.pack(value)
             except Exception:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.INLINE_BYTES_MAX else pack_outcome(run, value)
         except BaseException as error:  # a handler that exits has failed: the worker is not its to end
+            if keeper.forks != forks:
+                end_child(error)
             if is_interrupt(error):
                 raise
             return raised(run, error)
@@ -125,6 +134,25 @@ def raised(run: RunCall, error: BaseException) -> Raised:
     """A handler's exception: logged here with its traceback, told to the caller by name and text."""
     log.info("handler of %s raised %s", run.function_id, type(error).__name__, exc_info=error)
     return Raised(error)
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """The handler forked, and this is the child, leaving the handler: it has no worker to go back to.
+
+    It ends as a process of its own would. The answer to the call is the parent's to give.
+    """
+    code = 0
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        code = error.code if isinstance(error.code, int) else 0
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # closed, or nobody reads it
+    os._exit(code & 0xFF)
 
 
 def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:

@@ -1,7 +1,8 @@
 """One daemon thread per process that looks in on workers which nobody drives, so that their heartbeats go on.
 
 Also what else concerns all workers of a process: their quick end when the interpreter ends, and their uselessness in a
-fork's child. A worker that somebody drives, or drove a moment ago, is left alone.
+fork's child: sockets, threads and locks are the parent's, and neither process may notice the other's. A worker that
+somebody drives, or drove a moment ago, is left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ log = logging.getLogger("iii_zmq.worker")
 LOOK_S = 0.25  # between two looks: half of the default heartbeat, and less where heartbeats are more frequent
 LOOK_MIN_S = 0.02
 EXIT_S = 1.0  # for all workers together, when the interpreter ends
+FORKED = "the worker belongs to the parent process: make a new one after fork"
+
+forks = 0  # how many forks this process is away from the one that was started: differs in a child
 
 
 class Kept(Protocol):
@@ -61,8 +65,8 @@ def _look_in_on_all() -> None:
 
 
 def _after_fork() -> None:
-    """Sockets, threads and locks are the parent's."""
-    global _thread, _lock
+    global _thread, _lock, forks
+    forks += 1
     _lock = threading.Lock()
     _thread = None
     for worker in list(_workers):

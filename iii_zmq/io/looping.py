@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,12 @@ from ..core.worker import WorkerCore
 from . import keeper
 from .desk import Desk
 from .face import Handler, running, unpack_result
-from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back, pack_outcome, raised
+from .handlers import NOT_STARTED, Handlers, Outcome, Raised, end_child, hand_back, pack_outcome, raised
 from .link import Link
 from .listeners import Listeners
 from .pool import Pool
 from .raising import is_interrupt
-from .stay import unreachable
+from .stay import LEFT_S, unreachable
 
 TURNS_MAX = 4  # bursts in a row before the loop's other tasks get a chance
 
@@ -61,8 +62,19 @@ class Loop:
         self._is_turn_due = False
         self.desk = Desk(core.profile.name, listeners)
         self.unusable: str | None = None
+        self._abandoning = threading.Lock()
 
     # -- what the face asks for ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises: Closed; RuntimeError in another loop than the one that started the worker."""
+        if self.unusable is None and self._loop.is_closed():
+            self.look_in()
+        if self.unusable is not None:
+            raise errors.Closed(self.unusable)
+        running = asyncio._get_running_loop()
+        if running is not self._loop and running is not None:
+            raise RuntimeError("the worker belongs to another event loop: make one in this loop")
 
     def call(self, function_id: str, payload: bytes, timeout: float, target: str) -> CallFuture:
         """Raises: Busy, Closed."""
@@ -120,6 +132,7 @@ class Loop:
         own = asyncio.current_task()
         if own not in self._tasks.values():
             await self.wait(lambda: not len(self.core.incoming), results_s)
+            await self.wait(lambda: self.core.has_left, LEFT_S)
         self.end()
 
     def end(self) -> None:
@@ -146,19 +159,30 @@ class Loop:
         return keeper.LOOK_S
 
     def look_in(self) -> None:
-        """The loop does that."""
+        """The loop does that, as long as there is one: a worker that was left open in it would be a ghost."""
+        if self._loop.is_closed():
+            self._abandon("the worker's event loop was closed")
 
     def forked(self) -> None:
         """In the child: the link and the loop are the parent's."""
-        self.unusable = "the worker belongs to the parent process: make a new one after fork"
+        self.unusable = keeper.FORKED
 
     def end_quickly(self, until: float) -> None:
         """The interpreter ends; the loop does not run any more, so that nobody else uses the Link."""
-        if self.unusable is None and not self._loop.is_running():
-            self.unusable = "the interpreter is ending"
-            self.core.leave()
-            self.link.flush()
-            self.link.close()
+        if not self._loop.is_running():
+            self._abandon("the interpreter is ending")
+
+    def _abandon(self, text: str) -> None:
+        """Nobody is there any more who could be told: a quick Bye, from whichever thread sees it first."""
+        with self._abandoning:
+            if self.unusable is None:
+                self.unusable = text
+                self.core.leave()
+                self.core.end(text)
+                self.link.flush()
+                self.link.close()
+                if self._pool is not None:
+                    self._pool.close()
 
     # -- driving -------------------------------------------------------------------------------------------------------
 
@@ -290,11 +314,17 @@ class Loop:
         """The task's context is its own, so that what it sets there need not be reset."""
         running.set(run)
         outcome: Outcome = NOT_STARTED
+        forks = keeper.forks
         try:
-            outcome = pack_outcome(run, await handler(wire.unpack(run.payload)))
+            value = await handler(wire.unpack(run.payload))
+            if keeper.forks != forks:
+                end_child(None)
+            outcome = pack_outcome(run, value)
         except asyncio.CancelledError as error:
             outcome = Raised(error)
         except BaseException as error:
+            if keeper.forks != forks:
+                end_child(error)
             outcome = raised(run, error)
             if is_interrupt(error):
                 raise

@@ -16,6 +16,7 @@ from .handlers import Handlers
 log = logging.getLogger("iii_zmq.worker")
 
 STUCK_S = 2.0  # how long one waits for a serve thread that is inside a handler
+LEFT_S = 0.2  # for the Bye to arrive: a process that ends in this moment takes what was not sent yet with it
 TIMEOUTS = (TimeoutError, FutureTimeout)  # the second is the first from Python 3.11 on
 
 
@@ -75,6 +76,7 @@ class Stay:
             driver.do(self._core.leave, STUCK_S)
             if results_s and not driver.runner.depth:
                 driver.wait(lambda: not len(self._core.incoming), results_s)
+                driver.wait(lambda: self._core.has_left, LEFT_S)
             driver.do(driver.end, STUCK_S)
         except TIMEOUTS:
             log.warning("%s: closed while a handler still runs; it leaves when that ends", self._core.profile.name)
@@ -94,7 +96,7 @@ class Stay:
 
     def forked(self) -> None:
         """In the child: link, lock and threads are the parent's."""
-        self._driver.unusable = "the worker belongs to the parent process: make a new one after fork"
+        self._driver.unusable = keeper.FORKED
         self._driver.ended = True
 
     def end_quickly(self, until: float) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from .. import errors, wire
+from . import keeper
 from .face import unpack_result
 from .raising import is_interrupt
 
@@ -36,6 +37,7 @@ class CallFuture(Future[Any]):
         super().__init__()
         self._give_up = give_up
         self.number: int | None = None  # once the core knows the call
+        self._forks = keeper.forks
         self.is_given_up = False
 
     def cancel(self) -> bool:
@@ -61,6 +63,21 @@ class CallFuture(Future[Any]):
             if is_interrupt(error):
                 raise
             log.exception("a callback of the future of a call failed")
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As Future's. Raises: Closed in a fork's child, where nobody will ever end it."""
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As Future's. Raises: Closed in a fork's child."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def _check_process(self) -> None:
+        """Without a lock: a thread of the parent's may have held it at the fork."""
+        if self._forks != keeper.forks and self._state in ("PENDING", "RUNNING"):
+            raise errors.Closed(keeper.FORKED)
 
     def wait(self) -> Any:
         """The result; whoever is interrupted while waiting for it gives the call up."""

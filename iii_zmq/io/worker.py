@@ -7,23 +7,25 @@ driven, and by whom, is told in driving.py. More than 20 methods, because it is 
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .. import errors
 from ..core.changes import Change, Position
 from ..core.membership import IDLE
 from ..core.offers import first_refusal
 from ..core.replica import Replica
-from ..core.signals import CONNECTED
+from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
-from . import face
+from . import face, keeper
 from .driving import Driver
 from .face import Handler
 from .handlers import Handlers
@@ -122,6 +124,7 @@ class Worker:
         if self._profile.observer:
             raise ValueError("an observer offers no functions")
         self._check_not_closed()
+        self._move_in()
         with self._starting:
             prepared = self._handlers.prepare(items, options)
             before = self._handlers.put(prepared)
@@ -256,6 +259,8 @@ class Worker:
     @property
     def state(self) -> str:
         """connecting, connected, stale or closed; "new" before the start."""
+        if self._is_forked():
+            return CLOSED
         self._look()
         return self._core.membership.state
 
@@ -317,6 +322,9 @@ class Worker:
         else:
             self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.name}: a worker can't be sent to another process: make a new one there")
+
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _new_core(self) -> WorkerCore:
@@ -324,6 +332,7 @@ class Worker:
 
     def _open(self, signals: _Signals | None = None) -> Driver:
         """Joins, unless that was done before."""
+        self._move_in()
         with self._starting:
             self._check_not_closed()
             if self._driver is not None:
@@ -378,12 +387,26 @@ class Worker:
             driver.wait(lambda: bool(buffer.waiting), left)
 
     def _look(self) -> None:
+        """Raises: Closed in a fork's child, where nothing would ever change."""
+        if self._is_forked():
+            raise errors.Closed(keeper.FORKED)
         if self._driver is not None:
             self._driver.look()
 
     def _serve_if_needed(self) -> None:
+        if self._is_forked():
+            raise errors.Closed(keeper.FORKED)
         if self._driver is not None:
             self._driver.serve_always()
+
+    def _is_forked(self) -> bool:
+        return self._driver is not None and self._driver.unusable is keeper.FORKED
+
+    def _move_in(self) -> None:
+        """A worker that was made before a fork, and not started, is the child's own."""
+        if self._driver is None and self._profile.pid != os.getpid():
+            self._profile = replace(self._profile, pid=os.getpid())
+            self._core, self._joining, self._starting = self._new_core(), None, threading.Lock()
 
     def _check_not_closed(self) -> None:
         if self._closed:

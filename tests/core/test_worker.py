@@ -1025,6 +1025,29 @@ def test_without_a_session_there_is_nothing_to_drain(offering: Place) -> None:
     assert offering.events(Drained) == [Drained()]
 
 
+def test_who_said_bye_has_left_when_the_broker_shows_it() -> None:
+    place = Place()
+    place.truth.change(worker("me"))
+    place.join()
+    place.core.leave()
+    assert not place.core.has_left
+    place.truth.change(drops=[("me", "")], reason="bye")
+    place.stream(place.truth.message())
+    assert place.core.has_left
+
+
+def test_who_can_hear_of_nothing_more_has_left(place: Place) -> None:
+    place.core.connect(place.now)
+    place.core.leave()
+    assert place.core.has_left
+    place = Place()
+    place.truth.change(worker("me"))
+    place.join()
+    place.core.leave()
+    place.link(Disconnected())
+    assert place.core.has_left
+
+
 def test_leaving_says_bye_and_still_sends_results(offering: Place) -> None:
     offering.hear(call_for(5))
     (run,) = offering.events(RunCall)

@@ -6,17 +6,22 @@ A clear error or no effect; no hang, no leak.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iii_zmq import AsyncWorker, Closed, RemoteError, Worker
-from tests.fault.programs import PATIENCE_S, program, run, until
-from tests.net.brokers import RunningBroker, running_broker
+from tests.fault.programs import PATIENCE_S, QUICK, program, run, until
+from tests.net.brokers import RunningBroker, environment, running_broker
 
 pytestmark = [pytest.mark.net, pytest.mark.fault]
 
@@ -326,3 +331,246 @@ def test_whatever_an_async_callback_raises_the_next_one_is_called(url: str, kind
         assert changes == ["function_added", "function_removed"]
 
     asyncio.run(main())
+
+
+# -- fork --------------------------------------------------------------------------------------------------------------
+
+FORK = """
+    import multiprocessing, os, sys, threading
+    from iii_zmq import Closed, Worker
+
+    url, serving, leaving = sys.argv[1:]
+
+    def uses(worker):
+        return {
+            "call": lambda: worker.call("fork::f"), "submit": lambda: worker.submit("fork::f"),
+            "send": lambda: worker.send("fork::f"), "register": lambda: worker.register("fork::g", print),
+            "register_many": lambda: worker.register_many({"fork::g": print}),
+            "unregister": lambda: worker.unregister("fork::f"), "wait_for": lambda: worker.wait_for("fork::f"),
+            "changes": lambda: next(worker.changes()), "start": worker.start, "run": worker.run,
+            "drain": worker.drain, "with": worker.__enter__, "function": lambda: worker.function("fork::h")(print),
+            "on_change": lambda: worker.on_change(print), "on_state": lambda: worker.on_state(print),
+            "functions": lambda: len(worker.functions), "workers": lambda: len(worker.workers),
+            "position": lambda: worker.position, "digest": lambda: worker.digest,
+        } | ({"result": future.result, "exception": future.exception} if future else {})
+
+    def child():
+        wrong = []
+        for name, use in uses(worker).items():
+            try:
+                wrong.append((name, use()))
+            except Closed as error:
+                if str(error) != "the worker belongs to the parent process: make a new one after fork":
+                    wrong.append((name, error))
+        worker.close()
+        with Worker("child", url) as own:
+            print("child", wrong, worker.state, own.call("engine::ping", 1), flush=True)
+
+    release = threading.Event()
+    future = None
+    worker = Worker("parent", url)
+    if serving == "a thread serves":
+        worker.register_many({"fork::f": lambda payload: payload, "fork::held": lambda _: release.wait(60)})
+    with worker:
+        if serving == "a thread serves":
+            future = worker.submit("fork::held")
+            worker.call("fork::f")
+        if leaving == "multiprocessing":
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join()
+            status = process.exitcode
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child()
+                (os._exit if leaving == "_exit" else sys.exit)(0)
+            status = os.waitpid(pid, 0)[1]
+        release.set()
+        answers = [worker.call("engine::ping", 2), future and future.result(20), future and worker.call("fork::f", 3)]
+        print("parent", status, answers, worker.state, flush=True)
+"""
+
+
+@pytest.mark.parametrize("leaving", ["exit", "_exit", "multiprocessing"])
+@pytest.mark.parametrize("serving", ["nobody serves", "a thread serves"])
+def test_a_forks_child_is_told_at_each_use_and_the_parent_goes_on(url: str, serving: str, leaving: str) -> None:
+    """Also what was submitted before is refused there: nobody would ever have answered it."""
+    with Worker("watcher", url) as watcher:
+        left: list[str] = []
+        watcher.on_change(
+            lambda change: change.kind == "worker_left" and left.append(f"{change.worker_name} {change.reason}")
+        )
+        done = run(FORK, url, serving, leaving)
+        held = "[2, True, 3]" if serving == "a thread serves" else "[2, None, None]"
+        assert (done.out.splitlines(), done.err) == (["child [] closed 1", f"parent 0 {held} connected"], "")
+        until(lambda: len(left) == 2)
+        assert left == ["child bye", "parent bye"]
+
+
+ASYNC_FORK = """
+    import asyncio, os, sys
+    from iii_zmq import AsyncWorker, Closed, Worker
+
+    async def in_child(worker):
+        wrong = []
+        for name, use in {
+            "call": lambda: worker.call("afork::f"), "send": lambda: worker.send("afork::f"),
+            "register": lambda: worker.register("afork::g", print), "unregister": lambda: worker.unregister("afork::f"),
+            "wait_for": lambda: worker.wait_for("afork::f"), "start": worker.start, "run": worker.run,
+            "drain": worker.drain, "changes": lambda: anext(worker.changes()),
+        }.items():
+            try:
+                wrong.append((name, await use()))
+            except Closed as error:
+                if str(error) != "the worker belongs to the parent process: make a new one after fork":
+                    wrong.append((name, error))
+        for name in ("functions", "workers", "position", "digest"):
+            try:
+                wrong.append((name, getattr(worker, name)))
+            except Closed:
+                pass
+        await worker.close()
+        return wrong
+
+    async def main():
+        async with AsyncWorker("parent", sys.argv[1]) as worker:
+            await worker.register("afork::f", lambda payload: payload)
+            pid = os.fork()
+            if pid == 0:  # its loop is the parent's: what is async goes on by hand
+                try:
+                    in_child(worker).send(None)
+                except StopIteration as ended:
+                    print("child", ended.value, worker.state, flush=True)
+                os._exit(0)
+            status = (await asyncio.to_thread(os.waitpid, pid, 0))[1]
+            print("parent", status, await worker.call("afork::f", 2), worker.state, flush=True)
+
+    asyncio.run(main())
+"""
+
+
+def test_the_child_of_an_async_workers_process_is_told_at_each_use_and_the_parent_goes_on(url: str) -> None:
+    done = run(ASYNC_FORK, url)
+    assert (done.out.splitlines(), done.err) == (["child [] closed", "parent 0 2 connected"], "")
+
+
+FORKING_HANDLER = """
+    import os, sys, time
+    from iii_zmq import Worker
+
+    def handler(leaving):
+        pid = os.fork()
+        if pid == 0:
+            if leaving == "exits":
+                sys.exit(3)
+            if leaving == "raises":
+                raise ValueError("in the child")
+            return "from the child"
+        until = time.monotonic() + 20
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            assert time.monotonic() < until, os.kill(pid, 9)
+            time.sleep(0.01)
+        return os.waitstatus_to_exitcode(ended[1])
+
+    worker = Worker("forking", sys.argv[1], threads=int(sys.argv[2]))
+    worker.register("fork::handler", handler)
+    worker.on_state(lambda state: state == "connected" and print("serving", flush=True))
+    worker.run()
+"""
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_a_child_that_leaves_its_parents_handler_ends(url: str, threads: str) -> None:
+    """It went on as a worker: waiting for ever on a lock or a queue, with copies of the parent's sockets."""
+    with program(FORKING_HANDLER, url, threads) as forking, Worker("caller", url) as caller:
+        forking.expect("serving")
+        codes = {leaving: caller.call("fork::handler", leaving) for leaving in ("returns", "exits", "raises")}
+        forking.signal(signal.SIGTERM)
+        done = forking.finish()
+    assert codes == {"returns": 0, "exits": 3, "raises": 1}
+    assert done.code == 0
+    assert "ValueError: in the child" in done.err
+
+
+def test_a_worker_made_before_a_fork_and_not_started_is_the_childs_own(url: str) -> None:
+    """As servers do that load a program once and fork: each child has to show its own pid."""
+    code = """
+        import os, sys
+        from iii_zmq import Worker
+        worker = Worker("prefork", sys.argv[1])
+        worker.register("prefork::pid", lambda _: os.getpid())
+        children = []
+        while len(children) < 3 and (pid := os.fork()):
+            children.append(pid)
+        if len(children) < 3:
+            with worker:
+                pid = worker.call("prefork::pid", worker=worker.id)
+                print(worker.workers[worker.id].pid == os.getpid() == pid, flush=True)
+            sys.exit(0)
+        print([os.waitpid(pid, 0)[1] for pid in children], flush=True)
+    """
+    done = run(code, url)
+    assert (sorted(done.out.splitlines()), done.err) == (["True", "True", "True", "[0, 0, 0]"], "")
+
+
+def test_a_killed_parent_is_known_though_its_child_holds_its_connections() -> None:
+    """The child has copies of the parent's sockets: nothing is closed when the parent dies. Its silence tells."""
+    code = """
+        import os, sys, time
+        from iii_zmq import Worker
+        worker = Worker("parent", sys.argv[1])
+        worker.register("orphan::f", lambda payload: payload)
+        worker.start()
+        time.sleep(0.5)  # until its first ZMTP heartbeat the broker has no time limit for it
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+    """
+    with (
+        running_broker(*QUICK) as broker,
+        Worker("watcher", broker.url) as watcher,
+        program(code, broker.url) as parent,
+    ):
+        watcher.wait_for("orphan::f")
+        child = int(parent.line())
+        try:
+            parent.kill()
+            until(lambda: "orphan::f" not in watcher.functions)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_spawned_processes_have_workers_of_their_own_and_a_worker_can_not_be_sent_to_them(
+    url: str, tmp_path: Path
+) -> None:
+    code = """
+        import multiprocessing, pickle, sys
+        from iii_zmq import Worker
+
+        def child(url, number):
+            with Worker(f"child-{number}", url) as worker:
+                return worker.call("spawn::square", number)
+
+        if __name__ == "__main__":
+            with Worker("parent", sys.argv[1]) as worker:
+                worker.register("spawn::square", lambda number: number * number)
+                with multiprocessing.get_context("spawn").Pool(2) as pool:
+                    print(pool.starmap(child, [(sys.argv[1], number) for number in range(4)]))
+                    try:
+                        pickle.dumps(worker)
+                    except TypeError as error:
+                        print(error)
+                    pool.close()
+                    pool.join()
+    """
+    script = tmp_path / "spawning.py"
+    script.write_text(textwrap.dedent(code))
+    words = [sys.executable, str(script), url]  # a file: what is spawned imports it
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3 * PATIENCE_S, env=environment())
+    assert (done.stdout, done.stderr) == (
+        "[0, 1, 4, 9]\nparent: a worker can't be sent to another process: make a new one there\n",
+        "",
+    )
