@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from iii_zmq import AsyncWorker, Change, Closed, IIIError
+from iii_zmq import AsyncWorker, Closed, IIIError
 
 from .deeds import Deeds, Refusing
 from .member import DRAIN_S, MUST_S
-from .plan import ANY, FAIL, NAP, RELAY, Will, Wish, lead, offers, own
+from .plan import ANY, FAIL, RELAY, Will, Wish, lead, offers, own
 from .records import Recorder
 
 
@@ -28,7 +28,7 @@ class AsyncMember:
         self._joined = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._offered = offers(index)
-        self._worker.on_change("*")(self._hear)
+        self._worker.on_change("*")(self.deeds.heard)
         self._worker.on_state(lambda state: self.deeds.state(state, self._worker.id))
         for function_id, options in self._offered.items():
             self._worker.function(function_id, **options)(self._handler(function_id))
@@ -41,9 +41,6 @@ class AsyncMember:
 
     def calm(self) -> None:
         self._is_calm.set()
-
-    def slow_down(self, seconds_a_change: float) -> None:
-        self.deeds.slow_s = seconds_a_change
 
     def flood(self, count: int) -> None:
         self._begin(self._flood(count))
@@ -63,11 +60,13 @@ class AsyncMember:
             await self._call(call, wish, None)
         self.deeds.level(self._worker.id, *self._worker.position, self._worker.digest)
 
-    async def leave(self) -> None:
+    async def leave(self, *, must: bool) -> None:
         self.calm()
         self.deeds.leaving()
         try:
-            await self._worker.drain(DRAIN_S)
+            is_drained = await self._worker.drain(MUST_S if must else DRAIN_S)
+            if must and not is_drained:
+                self.deeds.trouble(f"something is still open after a drain of {MUST_S:g} s")
         except Closed:
             await self._worker.close()
         await asyncio.wait(self._tasks, timeout=DRAIN_S)
@@ -188,30 +187,19 @@ class AsyncMember:
         else:
             self.deeds.unregistered(functions)
 
-    def _hear(self, change: Change) -> None:
-        self.deeds.heard(change)
-        if self.deeds.slow_s:
-            time.sleep(self.deeds.slow_s)  # the whole loop is slow then
-
     def _handler(self, function_id: str) -> Callable[[dict[str, Any]], Any]:
         async def echo(payload: dict[str, Any]) -> str:
-            return self.deeds.run(payload)
-
-        def plain_echo(payload: dict[str, Any]) -> str:
-            return self.deeds.run(payload)
-
-        def fail(payload: dict[str, Any]) -> str:
-            raise Refusing(self.deeds.run(payload))
-
-        async def nap(payload: dict[str, Any]) -> str:
             call = self.deeds.run(payload)
             await asyncio.sleep(payload.get("nap", 0.0))
             return call
 
-        def plain_nap(payload: dict[str, Any]) -> str:
+        def plain_echo(payload: dict[str, Any]) -> str:
             call = self.deeds.run(payload)
             time.sleep(payload.get("nap", 0.0))
             return call
+
+        async def fail(payload: dict[str, Any]) -> str:
+            raise Refusing(await echo(payload))
 
         async def relay(payload: dict[str, Any]) -> str:
             call = self.deeds.run(payload)
@@ -219,9 +207,7 @@ class AsyncMember:
             await self._call(self.deeds.begin_call(wish), wish, None)
             return call
 
-        if self.index % 2:
-            return {FAIL: fail, NAP: plain_nap, RELAY: relay}.get(function_id, plain_echo)
-        return {FAIL: fail, NAP: nap, RELAY: relay}.get(function_id, echo)
+        return {FAIL: fail, RELAY: relay}.get(function_id, plain_echo if self.index % 2 else echo)
 
 
 def run_on(loop: asyncio.AbstractEventLoop) -> threading.Thread:

@@ -37,6 +37,7 @@ def main() -> int:
     broker.bind()
     print(f"listening {os.getpid()}", flush=True)
     broker.run()
+    recorder.write("closing", counters=dict(broker.core.counters))
     return 0
 
 

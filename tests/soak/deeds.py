@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import Any
 
 from iii_zmq import CallFailed, Change, Closed, IIIError, current_call
@@ -29,7 +30,8 @@ class Deeds:
         self._numbers = itertools.count(1)
         self._open = 0
         self._lock = threading.Lock()
-        self.slow_s = 0.0  # how long the listener takes for each change
+        self._slow_s = 0.0  # how long the listener takes for each change,
+        self._slow_until = 0.0  # until then, however many there are
 
     @property
     def open_calls(self) -> int:
@@ -119,6 +121,11 @@ class Deeds:
             change=[change.epoch, change.seq, change.kind, change.function_id, change.worker_id, change.worker_name,
                     change.reason, change.providers],
         )  # fmt: skip
+        if time.monotonic() < self._slow_until:
+            time.sleep(self._slow_s)
+
+    def slow_down(self, seconds_a_change: float, seconds: float) -> None:
+        self._slow_s, self._slow_until = seconds_a_change, time.monotonic() + seconds
 
     def state(self, state: str, worker_id: str | None) -> None:
         self._write("state", worker=self.name, state=state, id=worker_id)

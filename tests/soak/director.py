@@ -25,6 +25,7 @@ from .records import Recorder
 HEARTBEAT_S, TTL_S = 0.5, 2.0  # the defaults
 HISTORY = 300  # deltas held for those who resume: few, so that some have to take a snapshot
 PROXIED = (1, 4)  # the slots whose links can be broken; one with each face
+COMPLETE_S = 60.0  # for each kind of fault to have come, however short the run
 READY_S = 60.0  # for everybody to have joined: a start of Python each, on a busy machine
 WHOLE_S = 90.0  # for everybody to be whole again after the last fault: seconds, on an idle machine
 FINISH_S = 120.0
@@ -94,15 +95,15 @@ class Director:
         self._calm()
 
     def _storm(self) -> None:
-        over = time.monotonic() + self._seconds
-        next_fault = time.monotonic() + self._faults.pause_s()
-        while (now := time.monotonic()) < over:
+        began = next_fault = time.monotonic()
+        over = began + self._seconds
+        while (now := time.monotonic()) < over or not (self._faults.is_complete or now > began + COMPLETE_S):
             if now >= next_fault:
                 self._faults.inject()
                 next_fault = time.monotonic() + self._faults.pause_s()
             self._do_what_is_due(now)
             self._bury_the_dead()
-            wake = min([next_fault, over, *(at for at, _, _ in self._later[:1])])
+            wake = min([next_fault, *(at for at, _, _ in self._later[:1])])
             time.sleep(max(0.0, min(wake - time.monotonic(), 0.1)))
 
     def _calm(self) -> None:
@@ -113,14 +114,15 @@ class Director:
             time.sleep(0.01)  # who waits for the end of a process asks again, and again
         for slot in self.slots:
             slot.process.order("calm")
-        if self._await_level("settled", WHOLE_S, idle=True):
+        is_settled = self._await_level("settled", WHOLE_S, idle=True)
+        if is_settled:
             for slot in self.slots:
                 slot.process.order("finish")
             for slot in self.slots:
                 if slot.process.answer(FINISH_S) is None:
                     self._recorder.write("trouble", process=slot.process.name, text="the last calls did not end")
         for slot in self.slots:
-            slot.process.order("leave")
+            slot.process.order("leave", must=is_settled)
         for slot in self.slots:
             slot.process.wait()
         self.broker.process.terminate()

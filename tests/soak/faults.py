@@ -1,13 +1,12 @@
 """The faults of issue 3, points 1 to 6, that the director does to a running cluster: one method each.
 
 A fault that has an end leaves it with the director (`later`), so that faults overlap. Each picks its victims among the
-processes that are up and at large; without one it does nothing.
+processes that are up and at large; it returns their names, none if there was none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 STOP_MAX_S = 6.0  # three times the TTL
 BROKER_STOP_MAX_S = 5.0
 DOWN_MAX_S = 2.0
+PAUSE_MAX_S = 1.6  # between two faults: most last longer, so that a few go on at any time;
+FIRST_PAUSE_MAX_S = 1.0  # less until each kind has come, for short runs
 HALF_OPEN_S = (0.9, 1.1)  # see issue 3, point 5
 
 WEIGHTS = {
@@ -30,20 +31,29 @@ WEIGHTS = {
 
 
 class Faults:
-    """Which one comes next follows from the seed, whom it meets also from what the earlier ones left."""
+    """Each kind once, in any order, then any. Which one comes next follows from the seed, whom it meets does not."""
 
     def __init__(self, director: Director, random: Random) -> None:
         self._director = director
         self._random = random
+        self._first = random.sample(list(WEIGHTS), len(WEIGHTS))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each kind has come."""
+        return not self._first
 
     def pause_s(self) -> float:
-        return self._random.uniform(0.1, 2.0)
+        return self._random.uniform(0.1, FIRST_PAUSE_MAX_S if self._first else PAUSE_MAX_S)
 
     def inject(self) -> None:
-        kind = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        weights = list(WEIGHTS.values())
+        kind = self._first.pop() if self._first else self._random.choices(list(WEIGHTS), weights)[0]
         names = getattr(self, kind)()
         if names:
             self._director.note_fault(kind, names)
+        else:
+            self._first.insert(0, kind)  # nobody was there to meet it
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
@@ -71,9 +81,8 @@ class Faults:
     def slow_reader(self) -> list[str]:
         victims = self._victims(1)
         for slot in victims:
-            member, order = self._random.randrange(WORKERS_A_PROCESS), slot.process.order
-            order("slow", member=member, take=self._random.uniform(0.01, 0.1))
-            self._director.later(self._random.uniform(2.0, 8.0), partial(order, "slow", member=member, take=0))
+            member, take = self._random.randrange(WORKERS_A_PROCESS), self._random.uniform(0.01, 0.1)
+            slot.process.order("slow", member=member, take=take, **{"for": self._random.uniform(2.0, 8.0)})
         return [slot.process.name for slot in victims]
 
     def flood(self) -> list[str]:
@@ -89,7 +98,7 @@ class Faults:
         """Drain, leave, and the next version comes."""
         victims = self._victims(1)
         for slot in victims:
-            slot.process.order("leave")
+            slot.process.order("leave", must=False)
         return [self._director.replace(slot, 0.0) for slot in victims]
 
     # -- the broker ----------------------------------------------------------------------------------------------------
@@ -120,9 +129,16 @@ class Faults:
     # -- links ---------------------------------------------------------------------------------------------------------
 
     def swallow(self) -> list[str]:
-        """One direction or both, one socket or both."""
+        """One direction or both, one socket or both. No connection outlives it: TCP loses no byte in the middle."""
         up, down = self._random.choice(((True, True), (True, False), (False, True)))
-        return self._disturb(lambda proxy: proxy.blackhole(up=up, down=down), Proxy.forward, 0.2, STOP_MAX_S)
+
+        def mend(proxy: Proxy) -> None:
+            proxy.refuse()
+            proxy.cut(reset=True)
+            proxy.forward()
+            proxy.accept()
+
+        return self._disturb(lambda proxy: proxy.blackhole(up=up, down=down), mend, 0.2, STOP_MAX_S)
 
     def hold(self) -> list[str]:
         return self._disturb(lambda proxy: proxy.hold(), Proxy.forward, 0.2, STOP_MAX_S)

@@ -1,12 +1,12 @@
 """One process of the soak: a few workers with one of the two faces, and orders from the director on stdin.
 
     {"do":"hog","for":S}                 hold the interpreter for so long: nothing of Python runs here
-    {"do":"slow","member":I,"take":S}    the listener of one worker takes so long for each change; 0 ends it
+    {"do":"slow","member":I,"take":S,"for":S}    the listener of one worker takes so long for each change
     {"do":"flood","member":I,"count":N}  one worker registers and unregisters as fast as it goes
     {"do":"calm"}                        end all acts of our own
     {"do":"tell"}                        answered by one line on stdout: where each worker stands
     {"do":"finish"}                      the last calls, which must succeed; answered by {"finished":true}
-    {"do":"leave"}                       drain all workers, and end
+    {"do":"leave","must":B}              drain all workers, and end; must: it can't fail, for nothing disturbs it
 
 The end of stdin means that the director is gone: so are we.
 """
@@ -48,8 +48,8 @@ class Threads:
         for member in self._members:
             member.calm()
 
-    def slow(self, number: int, take: float) -> None:
-        self._members[number].slow_down(take)
+    def slow(self, number: int, take: float, seconds: float) -> None:
+        self._members[number].deeds.slow_down(take, seconds)
 
     def flood(self, number: int, count: int) -> None:
         self._members[number].flood(count)
@@ -60,8 +60,8 @@ class Threads:
     def finish(self) -> None:
         self._each(lambda member: member.finish(self._workers))
 
-    def leave(self) -> None:
-        self._each(lambda member: member.leave())
+    def leave(self, must: bool) -> None:
+        self._each(lambda member: member.leave(must=must))
 
     def _each(self, act: Any) -> None:
         threads = [threading.Thread(target=act, args=(member,)) for member in self._members]
@@ -86,8 +86,8 @@ class OneLoop:
     def calm(self) -> None:
         self._do(lambda: [member.calm() for member in self._members])
 
-    def slow(self, number: int, take: float) -> None:
-        self._do(lambda: self._members[number].slow_down(take))
+    def slow(self, number: int, take: float, seconds: float) -> None:
+        self._do(lambda: self._members[number].deeds.slow_down(take, seconds))
 
     def flood(self, number: int, count: int) -> None:
         self._do(lambda: self._members[number].flood(count))
@@ -99,8 +99,8 @@ class OneLoop:
     def finish(self) -> None:
         self._await(lambda: [member.finish(self._workers) for member in self._members])
 
-    def leave(self) -> None:
-        self._await(lambda: [member.leave() for member in self._members])
+    def leave(self, must: bool) -> None:
+        self._await(lambda: [member.leave(must=must) for member in self._members])
 
     def _do(self, act: Any) -> Any:
         async def run() -> Any:
@@ -124,7 +124,7 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "leave":
-            host.leave()
+            host.leave(order["must"])
             _say({"left": True})
             os._exit(0)  # a handler that still naps is not waited for
         _obey(host, order)
@@ -136,7 +136,7 @@ def _obey(host: Threads | OneLoop, order: dict[str, Any]) -> None:
         case "hog":
             ctypes.PyDLL(None).usleep(int(order["for"] * 1e6))  # unlike CDLL, PyDLL keeps the interpreter's lock
         case "slow":
-            host.slow(order["member"], order["take"])
+            host.slow(order["member"], order["take"], order["for"])
         case "flood":
             host.flood(order["member"], order["count"])
         case "calm":

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
-from iii_zmq import Change, Closed, IIIError, Worker
+from iii_zmq import Closed, IIIError, Worker
 
 from .deeds import Deeds, Refusing
-from .plan import ANY, FAIL, NAP, RELAY, Will, Wish, lead, offers, own
+from .plan import ANY, FAIL, RELAY, Will, Wish, lead, offers, own
 from .processes import wait_until
 from .records import Recorder
 
@@ -34,7 +34,7 @@ class Member:
         ]
         self._joined = threading.Event()
         self._offered = offers(index)
-        self._worker.on_change("*")(self._hear)
+        self._worker.on_change("*")(self.deeds.heard)
         self._worker.on_state(lambda state: self.deeds.state(state, self._worker.id))
         for function_id, options in self._offered.items():
             self._worker.register(function_id, self._handler(function_id), **options)
@@ -48,9 +48,6 @@ class Member:
     def calm(self) -> None:
         """No further act of its own; what is under way ends."""
         self._is_calm.set()
-
-    def slow_down(self, seconds_a_change: float) -> None:
-        self.deeds.slow_s = seconds_a_change
 
     def flood(self, count: int) -> None:
         """As many changes as fast as they go, of a function that is registered and unregistered again."""
@@ -75,11 +72,14 @@ class Member:
             self._call(call, wish, None)
         self.deeds.level(self._worker.id, *self._worker.position, self._worker.digest)
 
-    def leave(self) -> None:
+    def leave(self, *, must: bool) -> None:
+        """`must`: nothing disturbs it, so that it can't fail to hand over all that it has."""
         self.calm()
         self.deeds.leaving()
         try:
-            self._worker.drain(DRAIN_S)
+            is_drained = self._worker.drain(MUST_S if must else DRAIN_S)
+            if must and not is_drained:
+                self.deeds.trouble(f"something is still open after a drain of {MUST_S:g} s")
         except Closed:  # it had not joined yet
             self._worker.close()
         for thread in self._threads:
@@ -198,22 +198,14 @@ class Member:
         else:
             self.deeds.unregistered(functions)
 
-    def _hear(self, change: Change) -> None:
-        self.deeds.heard(change)
-        if self.deeds.slow_s:
-            time.sleep(self.deeds.slow_s)
-
     def _handler(self, function_id: str) -> Callable[[dict[str, Any]], Any]:
         def echo(payload: dict[str, Any]) -> str:
-            return self.deeds.run(payload)
-
-        def fail(payload: dict[str, Any]) -> str:
-            raise Refusing(self.deeds.run(payload))
-
-        def nap(payload: dict[str, Any]) -> str:
             call = self.deeds.run(payload)
             time.sleep(payload.get("nap", 0.0))
             return call
+
+        def fail(payload: dict[str, Any]) -> str:
+            raise Refusing(echo(payload))
 
         def relay(payload: dict[str, Any]) -> str:
             call = self.deeds.run(payload)
@@ -221,7 +213,7 @@ class Member:
             self._call(self.deeds.begin_call(wish), wish, None)
             return call
 
-        return {FAIL: fail, NAP: nap, RELAY: relay}.get(function_id, echo)
+        return {FAIL: fail, RELAY: relay}.get(function_id, echo)
 
 
 class _Watched:

@@ -9,6 +9,7 @@ from typing import Any
 WORKERS_A_PROCESS = 5
 LEADS = 3  # exclusive functions, each with a handful of providers
 NAP_MAX_S = 4.0  # longer than the TTL, so that a worker that naps inline is stalled
+DOZE_MAX_S = 0.4  # for any handler: calls that are under way when a fault comes
 BATCH_MAX = 3  # functions in one registration
 BURST_MAX = 20  # calls at once
 LARGE_BYTES = (100_000, 2_000_000)  # two frames, by far
@@ -74,7 +75,7 @@ class Will:
 
     def pause_s(self) -> float:
         """Between two acts of calling."""
-        return self._random.uniform(0.02, 0.5)
+        return self._random.uniform(0.01, 0.4)
 
     def churn_pause_s(self) -> float:
         """Between two registrations or unregistrations: some ten changes a second of 50 workers."""
@@ -122,6 +123,8 @@ class Will:
         else:
             named = {"any": ANY, "idempotent": IDEMPOTENT, "fail": FAIL, "nobodys": NOBODYS, "aimed": ANY}
             wish = Wish(named[kind], timeout, style, aimed=kind == "aimed")
+        if rolls.random() < 0.15:
+            wish.asks.setdefault("nap", rolls.uniform(0.0, DOZE_MAX_S))
         if rolls.random() < 0.02:
             wish.asks["ballast"] = bytes(rolls.choice(LARGE_BYTES))
         return wish

@@ -19,6 +19,7 @@ A line that a kill cut short (the kernel may stop between two pages) has no line
     broker.N.jsonl              serving       epoch
                                 delta         epoch, seq, digest, reason, puts, drops; before it is published
                                 handed        epoch, function, fence: a call of an exclusive function leaves
+                                closing       counters: the broker's own, after SIGTERM
     host.SLOT.LIFE.jsonl        state         worker, state, id: of the session
                                 joining       worker, functions; before. joined: worker, epoch, seq; after
                                 registering   worker, functions; registered | refused: worker, functions

@@ -14,6 +14,7 @@ from ..records import Record
 from .verdict import Verdict
 
 LEAVING = ("bye", "died", "silent", "replaced")
+NEVER = ("malformed", "forged")  # counters of the broker
 CHECKPOINT_EVERY = 64
 DIGESTS = 1 << 128
 
@@ -101,6 +102,8 @@ class Log:
             elif record["what"] == "handed":
                 assert history is not None
                 self._check_fence(history, record)
+            elif record["what"] == "closing":
+                self._check_counters(record)
 
     # -- one delta -----------------------------------------------------------------------------------------------------
 
@@ -196,6 +199,15 @@ class Log:
             text = f"{function}: a call left with fence {fence} after one with {history.handed[function]}"
             self._verdict.offend("fences", text, record)
         history.handed[function] = max(fence, history.handed.get(function, 0))
+
+    def _check_counters(self, record: Record) -> None:
+        """Nobody sends anything but what the library makes."""
+        counters = record["counters"]
+        for name in NEVER:
+            if counters[name]:
+                self._verdict.offend("no accident", f"the broker counted {counters[name]} {name}", record)
+        for name in ("kept", "pauses", "resumes", "snapshots", "calls_rerouted", "results_late", "renewals"):
+            self._verdict.counts[f"counted by brokers that closed: {name}"] += counters[name]
 
 
 def differences(before: Rows, after: Rows) -> list[Told]:
