@@ -74,7 +74,7 @@ class Broker:
         self._context = sockets.new_context()
         ttl_ms = round(ttl_s * 1000)
         self._router = sockets.router(self._context, ttl_ms)
-        self._xpub = sockets.xpub(self._context, ttl_ms)
+        self._xpub = sockets.xpub(self._context, round(heartbeat_s * 1000), ttl_ms)
         self._wake_in, self._wake_out = stdlib_socket.socketpair()
         self._wake_in.setblocking(False)
         self._locks: list[int] = []

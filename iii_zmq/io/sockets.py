@@ -1,8 +1,9 @@
 """The only file that creates sockets and sets their options; each option with the reason for its value.
 
 Facts behind the choices: libzmq aborts the process when a socket with HEARTBEAT_IVL and a finite RCVHWM has its input
-stopped by that mark while its peer goes. So only workers set heartbeats, with RCVHWM 0, and the broker sets none: it
-relies on the TTL that the workers announce.
+stopped by that mark while its peer goes. So whoever sets heartbeats sets RCVHWM 0: workers on both sockets, the broker
+on its stream only. Its ROUTER, where the mark is what holds back a flood, has the TTL that workers announce; but that
+begins with a worker's first PING and ends with any frame, and so would miss who falls silent before the next one.
 """
 
 from __future__ import annotations
@@ -58,9 +59,16 @@ def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[b
     return socket
 
 
-def xpub(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[bytes]:
-    """The broker's registry stream, not bound yet."""
+def xpub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+    """The broker's registry stream, not bound yet.
+
+    Its PINGs find the silent at the latest after a heartbeat and a TTL, from the handshake on and whatever they sent
+    before: every word of a worker, its own PINGs too, is an answer.
+    """
     socket = context.socket(zmq.XPUB)
+    socket.setsockopt(zmq.RCVHWM, 0)  # see above; what waits is read at every turn, and XPUB itself keeps it unbounded
+    socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ttl_ms)
     socket.setsockopt(zmq.SNDHWM, STREAM_SNDHWM)
     socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # subscriptions only
     _listening(socket, ttl_ms)

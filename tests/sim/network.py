@@ -6,8 +6,9 @@
 Each direction of a connection is first in, first out, with a random delay. What libzmq does by itself is done by the
 `Host`, as the I/O thread of a process: it runs while the process's Python is stuck, and sleeps while it is stopped.
 
-    heartbeats      workers send PINGs with a TTL; any frame cancels the timer that a PING set (so a connection that
-                    falls silent while it is busy is never cut), and a worker cuts a connection without any answer
+    heartbeats      workers send PINGs with a TTL; any frame cancels the timer that a PING set (so a control connection
+                    that falls silent while it is busy is never cut), and a worker cuts a connection without any answer;
+                    the broker sends PINGs on streams, and cuts those without any answer too
     a cut network   holds what is sent, as TCP does, and delivers it late; the broker's TCP_MAXRT ends a connection
                     that holds something for too long; a closed end answers with a reset
     reconnecting    sockets connect anew by themselves; a SUB subscribes again when Python touches it, in byte order
@@ -214,6 +215,7 @@ class Connection:
         self._is_given_up = False
         self._pong_timer: Timer | None = None
         self._ttl_timer: Timer | None = None
+        self._answer_timer: Timer | None = None  # of the broker's PING
         self._serial = self.network.add(self)
         self._clock = self.network.clock
         self._clock.after(self.network.delay(self.path), self._reach)
@@ -238,6 +240,8 @@ class Connection:
         self.broker_open = True
         self.broker.accepted(self)
         self.down.send(READY)
+        if self.is_stream:
+            self._clock.after(self.socket.heartbeat_s, self._next_broker_ping)
 
     def _give_up(self) -> None:
         if not self.worker_open and not self._is_given_up:
@@ -263,6 +267,8 @@ class Connection:
             self._reset(self.up, kind)
         elif kind == END:
             self.close_worker_end(is_told=False)
+        elif kind == PING:
+            self.up.send(PONG)
         elif kind == DATA:
             self.socket.arrived(content)  # type: ignore[arg-type]
 
@@ -332,9 +338,28 @@ class Connection:
             broker.unsubscribed(self, content)  # type: ignore[arg-type]
 
     def _cancel_ttl(self) -> None:
-        if self._ttl_timer is not None:
-            self._ttl_timer.cancel()
-            self._ttl_timer = None
+        for timer in (self._ttl_timer, self._answer_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ttl_timer = self._answer_timer = None
+
+    def _next_broker_ping(self) -> None:
+        assert self.broker is not None
+        self.broker.run_timer(self._broker_ping)
+
+    def _broker_ping(self) -> None:
+        broker = self.broker
+        if broker is None or not self.broker_open:
+            return
+        self.down.send(PING)
+        if self._answer_timer is None:
+            self._answer_timer = self._clock.after(self.socket.ttl_s, lambda: broker.run_timer(self._on_no_answer))
+        self._clock.after(self.socket.heartbeat_s, self._next_broker_ping)
+
+    def _on_no_answer(self) -> None:
+        if self._answer_timer is not None:
+            self.network.trace.note("network", f"the broker's heartbeat cuts {self}")
+            self.close_broker_end()
 
     def _on_ttl(self) -> None:
         """A PING's timer ran out (or, on waking from a stop, had run out)."""

@@ -6,6 +6,7 @@ from random import SystemRandom
 
 import pytest
 
+from tests.sim.faults import SLACK_S
 from tests.sim.run import Simulation
 
 SEEDS = range(1, 61)
@@ -75,3 +76,22 @@ def test_who_joins_amid_changes_need_not_ask_again() -> None:
             worker.path.slow_s = 0.02
         life.live()
     assert syncs(life) == 0
+
+
+# -- what is promised from the first moment on -------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_stopped_as_soon_as_it_joined_is_missed() -> None:
+    """Its libzmq has sent no PING yet, and so the broker's has no TTL for it: only the broker's own PINGs find it."""
+    life = calm(4)
+    life.begin()
+    clock, workers = life.cluster.clock, list(life.cluster.workers.values())
+    while any(worker.core.membership.phase != "open" for worker in workers if not worker.stopped):
+        clock.run_for(0.001)
+        for worker in workers:
+            if worker.core.membership.phase == "open" and not worker.stopped:
+                worker.stop()
+    clock.run_for(life.climate.ttl_s + life.climate.heartbeat_s + SLACK_S)
+    broker = life.cluster.broker
+    assert broker is not None
+    assert broker.core.registry.workers == {}
