@@ -72,7 +72,7 @@ class Attendance:
         hello.credit = min(hello.credit, CREDIT_MAX)
         here = self._sessions.by_peer.get(peer)
         old = self._named_by(hello)
-        kept = old is not None and self._keeps_rows(old, hello)
+        kept = old is not None and self._keeps_rows(old, peer, hello)
         if old is not None and old is here and kept:
             session = self._renew(old, hello, now)
         else:
@@ -136,8 +136,9 @@ class Attendance:
         if session is None:
             return
         self._counters["overflows" if overflow else "undelivered"] += 1
-        if overflow and session.suspect_since is None:
-            session.suspect_since = now
+        if overflow:
+            session.overflowed = True
+            session.suspect_since = now if session.suspect_since is None else session.suspect_since
         self._liveness.send_failed(session, now)
         if isinstance(message, wire.Call):
             self._calls.undelivered(session, message, now)
@@ -188,9 +189,11 @@ class Attendance:
             return None
         return old
 
-    def _keeps_rows(self, old: Session, hello: wire.Hello) -> bool:
+    def _keeps_rows(self, old: Session, peer: Peer, hello: wire.Hello) -> bool:
         """Whether the rows of the session can stay as they are for the one that follows it."""
         row = self._registry.workers.get(old.worker_id)
+        if old.overflowed and old.peer == peer:
+            return False  # it would go on waiting for what was never sent
         if old.leaving or hello.observer or row is None:
             return not old.leaving and hello.observer and old.hello.observer
         same = (row.name, row.host, row.pid, row.metadata) == (hello.name, hello.host, hello.pid, hello.metadata)
@@ -280,14 +283,16 @@ class Attendance:
                 assert_never(verdict)
 
     def _on_lost(self, session: Session, reason: str, now: float) -> None:
-        """Dead, unless we ourselves had slept: then its connections were cut, and it will be back."""
+        """Dead, unless we ourselves had slept: then its connections were cut, and it will be back.
+
+        What it asked stays open: if only its stream was cut, it is back on the same connection, and still waits for it.
+        """
         if now >= self._hold_until or session.held_until is not None or session.worker_id not in self._registry.workers:
             self.end(session, reason, now)
             return
         session.reachable = False
         session.held_until = self._hold_until
         self._answers.forget(session)
-        self._calls.caller_gone(session)
         self._calls.provider_gone(session, now)
         self._liveness.watch(session, now)
 

@@ -92,6 +92,7 @@ class Session:
     drain_number: int | None = None  # of the Drain that still waits for its Ack
     leaving: bool = False  # said Bye: no row any more, only results are still taken
     reachable: bool = True  # no send has failed yet
+    overflowed: bool = False  # a message to it was dropped: it can't go on as if nothing had happened
     suspect_since: float | None = None  # presence lost at this moment
     probe_wait_s: float = 0.0
     probe_at: float = math.inf  # while it is suspect, or has rows and no presence yet

@@ -395,3 +395,67 @@ def test_results_that_arrived_while_the_broker_slept_count() -> None:
     broker.send("p", wire.Result(call.number, NIL))
     cut(broker, p)
     assert broker.to("a")[-1] == wire.Result(1, NIL)
+
+
+def lose_stream_and_fall_silent(broker: Brokerage, member: Member) -> None:
+    """After a pause, only its stream was cut, and nothing is heard from it for a TTL: it is held."""
+    broker.hear(Unsubscribed(wire.presence_topic(member.token)))
+    broker.wait(1.9)
+    session = broker.core.session_of(member.worker_id)
+    assert session is not None
+    assert session.held_until is not None
+
+
+def test_a_held_session_that_is_back_on_its_connection_hears_the_end_of_its_calls() -> None:
+    """Its calls were given up when it was held; on the same connection its worker goes on waiting for the answers."""
+    broker = Brokerage()
+    a = broker.join("a")
+    broker.worker("p", "f")
+    broker.send("a", a.call(1, "f"))
+    (call,) = broker.calls("p")
+    broker.sleep(10.0)
+    lose_stream_and_fall_silent(broker, a)
+    new = broker.greet("a", token=a.token, functions=wire.functions_digest([]))
+    broker.hear(Subscribed(wire.presence_topic(new.token)))
+    broker.send("p", wire.Result(call.number, NIL))
+    assert new.worker_id == a.worker_id
+    assert [one.number for one in broker.to("a") if isinstance(one, wire.Result)] == [1]
+
+
+def test_a_held_session_that_is_back_on_another_connection_has_lost_its_calls() -> None:
+    broker = Brokerage()
+    a = broker.join("a")
+    broker.worker("p", "f")
+    broker.send("a", a.call(1, "f"))
+    (call,) = broker.calls("p")
+    broker.sleep(10.0)
+    cut(broker, a)
+    broker.greet("a2", name="a", token=a.token, functions=wire.functions_digest([]))
+    broker.send("p", wire.Result(call.number, NIL))
+    assert broker.count("results_late", "results") == [1, 0]
+
+
+def reset_after_a_pause(broker: Brokerage, peer: str) -> None:
+    """A message to it found no room in its queue."""
+    broker.sleep(10.0)
+    broker.fail(peer, wire.Ack(1, "e", 1, []), overflow=True)
+    broker.wait(0.01)
+
+
+def test_whose_queue_was_full_after_a_pause_begins_anew_on_the_same_connection() -> None:
+    """It would go on waiting for what was never sent."""
+    broker = Brokerage()
+    p = broker.worker("p", "f")
+    broker.stream()
+    reset_after_a_pause(broker, "p")
+    new = broker.greet("p", token=p.token, functions=wire.functions_digest([entry("f")]))
+    assert (new.worker_id != p.worker_id, reasons(broker)) == (True, ["replaced"])
+
+
+def test_whose_queue_was_full_after_a_pause_keeps_its_rows_on_another_connection() -> None:
+    broker = Brokerage()
+    p = broker.worker("p", "f")
+    broker.stream()
+    reset_after_a_pause(broker, "p")
+    new = broker.greet("p2", name="p", token=p.token, functions=wire.functions_digest([entry("f")]))
+    assert (new.worker_id, reasons(broker)) == (p.worker_id, [])

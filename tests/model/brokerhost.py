@@ -198,7 +198,7 @@ class BrokerHost:
     def forget_the_gone(self) -> None:
         for connection in self.connections:
             session = connection.session
-            if session is None or session.ended or session.held_until is not None:
+            if session is None or session.ended:
                 self.forget_calls_of(connection)
 
     # -- what always holds ---------------------------------------------------------------------------------------------

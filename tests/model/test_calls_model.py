@@ -178,6 +178,20 @@ class CallsMachine(RuleBasedStateMachine):
                 self.host.lost.append(wire.presence_topic(connection.token))
                 self.host.turn()
 
+    @rule(which=WHICH, silent_s=st.sampled_from([0.0, 1.0, 1.9]), back=st.booleans())
+    def sleep_and_lose_a_stream(self, which: int, silent_s: float, back: bool) -> None:
+        """The broker slept, and one stream was cut. Who says nothing for a while is held; it may be back as it was."""
+        if not self.alive():
+            return
+        connection = self.pick(which, self.alive())
+        self.host.now += 10.0
+        self.host.lost.append(wire.presence_topic(connection.token))
+        self.host.turn()
+        self.host.pass_time(silent_s)
+        if back:
+            self.hello(connection, connection.token, connection.entries)
+            self.subscribe(connection)
+
     @rule(kind=st.sampled_from(["die", "break control", "pause"]), which=WHICH, back=st.booleans())
     def something_bad(self, kind: str, which: int, back: bool) -> None:
         """A connection is cut: by death, alone, or after a pause of the broker's own. It may be back on another."""

@@ -434,7 +434,7 @@ class _Open:
     tried: list[str] = field(default_factory=list)
     arrived_in: int = 0  # the turn
     deadline: float = 0.0
-    is_unsure: bool = False  # answered in a turn in which its provider's session may have been replaced before
+    is_unsure: bool = False  # answered, or told as undelivered, when its provider's session may have been replaced
 
 
 def call_id_of(payload: wire.Buffer) -> int | None:
@@ -519,6 +519,8 @@ class RouteCheck:
             call = self._by_id.get(call_id_of(message.payload) or 0)
             if call is not None:
                 call.hand_overs -= 1
+                # Once its session was replaced or held, the broker had to take it for handed over, and told so.
+                call.is_unsure = call.is_unsure or call.provider is None or not self._serves(call.provider)
                 call.provider = None
 
     def on_sent(self, peer: bytes, message: wire.Message, now: float) -> None:
@@ -626,19 +628,16 @@ class RouteCheck:
         for call in list(self._open.values()):
             if not self._is_here(call.caller):
                 self._close(call)
-                session = self._core.session_of(call.caller[1])
-                if session is not None and session.peer == call.caller[0]:
-                    del self._closed[call.call_id]  # held: what was still read of it may have been accepted
                 continue
             is_late = now > call.deadline + DEADLINE_SLACK_S and not call.is_no_answer
             require(not is_late, f"call {call.call_id} is still open at the broker after its deadline")
-            if call.provider is not None and not self._is_here(call.provider):
+            if call.provider is not None and not self._serves(call.provider):
                 worker_id = call.provider[1]
                 is_lost = not call.is_no_answer and not self._is_queued(call)
                 require(not is_lost, f"call {call.call_id} is still with {worker_id}, whose session is gone")
                 call.provider = None
                 call.tried.append(worker_id)
-        for at in [at for at in self._handed if not self._is_here(at)]:
+        for at in [at for at in self._handed if not self._serves(at)]:
             del self._handed[at]
 
     def _is_queued(self, call: _Open) -> bool:
@@ -649,9 +648,13 @@ class RouteCheck:
         return peer, self._workers.get(peer, "")
 
     def _is_here(self, at: _At) -> bool:
-        """A session that is held has lost its calls."""
         session = self._core.session_of(at[1])
-        return session is not None and session.peer == at[0] and session.held_until is None
+        return session is not None and session.peer == at[0]
+
+    def _serves(self, at: _At) -> bool:
+        """A session that is held has lost the calls that it was handed; those that it made stay open."""
+        session = self._core.session_of(at[1])
+        return self._is_here(at) and session is not None and session.held_until is None
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------
