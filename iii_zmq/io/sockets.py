@@ -16,8 +16,13 @@ import zmq
 
 from .. import wire
 
-STREAM_SNDHWM = 1_000_000  # messages per slow reader; above it deltas are dropped, which seq gaps turn into a sync
-ROUTER_SNDHWM = 100_000  # above credit, results of a worker's 4,096 open calls, acks and snapshot parts together
+# Messages for one slow reader. Above it libzmq drops deltas, which gaps in seq turn into a sync: whoever is that far
+# behind has, with one delta in each, missed more than the history holds and needs a snapshot anyway.
+STREAM_SNDHWM = 32_768
+# Messages for one worker: above the calls and Cancels of its credit (2 x 4,096) and the outcomes of its own open calls
+# (4,096) together with acks, parts and probes. Bytes are bounded by the core.
+ROUTER_SNDHWM = 16_384
+ROUTER_RCVHWM = 10_000  # messages of one worker; beyond it TCP pushes back on that worker alone
 BACKLOG = 4096  # 100, the default, overflows under a burst of connects
 HANDSHAKE_IVL_MS = 3_000  # cuts strangers that connect and say nothing
 RECONNECT_IVL_MS = 10
@@ -53,7 +58,7 @@ def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[b
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer raises EHOSTUNREACH, a full pipe EAGAIN
     socket.setsockopt(zmq.SNDHWM, ROUTER_SNDHWM)
-    socket.setsockopt(zmq.RCVHWM, 10_000)  # per worker; beyond it TCP pushes back on that worker alone
+    socket.setsockopt(zmq.RCVHWM, ROUTER_RCVHWM)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.PAYLOAD_BYTES_MAX + wire.INLINE_BYTES_MAX)
     _listening(socket, ttl_ms)
     return socket
@@ -85,7 +90,7 @@ def _listening(socket: zmq.Socket[bytes], ttl_ms: int) -> None:
 def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
     """A worker's control and call socket, not connected yet."""
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and the broker's credit
+    socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and sends, and by the broker's credit
     socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is away: no replay to the next one
     _connecting(socket, heartbeat_ms, ttl_ms)
     return socket

@@ -5,6 +5,7 @@ Everything has one outcome, nothing grows beyond its limit, and whoever has no p
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import pytest
 from iii_zmq import wire
 from iii_zmq.core.routes import IN_FLIGHT_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX
 from iii_zmq.core.unread import UNREAD_BYTES_MAX
+from iii_zmq.io import sockets
+from iii_zmq.io.broker import Broker
 from tests.fault.measuring import PATIENCE_S, call_s, change_s, told
 from tests.fault.programs import Program, memory_kib, program, until
 from tests.fault.proxy import Proxy
 from tests.net.brokers import RunningBroker, running_broker
-from tests.net.raw import NIL, RawPeer, raw_worker
+from tests.net.raw import NIL, RawPeer, has_left, raw_worker
 
 pytestmark = [pytest.mark.net, pytest.mark.fault]
 
@@ -219,3 +222,33 @@ def test_a_caller_that_does_not_read_makes_the_broker_hold_so_many_bytes_and_no_
     assert (dropped, failures) == (beyond, [("busy", "possibly_executed")] * beyond)
     assert told_numbers == Counter(numbers)
     assert grown_kib * 1024 < UNREAD_BYTES_MAX + 4 * len(LARGE)
+
+
+def test_whose_queue_of_messages_is_full_is_reset_and_nobody_else_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Small answers are not acknowledged. A peer that asks and asks, and never reads, comes to the ROUTER's mark.
+    monkeypatch.setattr(sockets, "ROUTER_SNDHWM", 60)
+    broker = Broker("tcp://127.0.0.1:0", ttl_s=60.0)
+    broker.bind()
+    thread = threading.Thread(target=broker.run)
+    thread.start()
+    try:
+        with (
+            Proxy(broker.url) as proxy,
+            RawPeer(proxy.url, ttl_ms=LASTING_MS) as asker,
+            RawPeer(broker.url, ttl_ms=LASTING_MS) as neighbour,
+        ):
+            asker.join("asker", "asker::own")
+            neighbour.join("neighbour")
+            proxy.hold(up=False)
+            for _ in range(1_000):
+                asker.call("engine::ping", wire.pack(bytes(60_000)))
+            until(lambda: neighbour.counters("overflows")[0] > 0, PATIENCE_S)
+            neighbour.next_delta(has_left, within_s=PATIENCE_S)
+            call_s(neighbour, "engine::ping")
+            proxy.forward()
+            while not isinstance(asker.read_any(PATIENCE_S), wire.Unknown):
+                asker.send(wire.Heartbeat(0, "", 0, 0, 0))
+            asker.join("asker", "asker::own")  # it is as welcome as before
+    finally:
+        broker.stop()
+        thread.join()
