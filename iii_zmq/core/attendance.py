@@ -90,8 +90,7 @@ class Attendance:
         self._draining.forget(session)
         self._answers.forget(session)
         self._calls.caller_gone(session)
-        for function_id in function_ids:
-            self._calls.review(function_id, now)
+        self._calls.review_all(function_ids, now)
         if session.in_flight:
             self._liveness.watch(session, now)
         else:
@@ -105,8 +104,7 @@ class Attendance:
         function_ids = self._leave(session, reason)
         self._calls.caller_gone(session)
         self._calls.provider_gone(session, now)
-        for function_id in function_ids:
-            self._calls.review(function_id, now)
+        self._calls.review_all(function_ids, now)
 
     # -- presence ------------------------------------------------------------------------------------------------------
 

@@ -169,6 +169,12 @@ class Calls:
             if route.queued_bytes and not self._choice.may_be_served(route):
                 self._outcomes.no_provider(route)
 
+    def review_all(self, function_ids: list[str], now: float) -> None:
+        """As `review`, for all functions of a worker that left: mostly nothing waits for any of them."""
+        self._choice.forget_gone(function_ids)
+        for function_id in self._queues.waited_for(function_ids):
+            self.review(function_id, now)
+
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
 

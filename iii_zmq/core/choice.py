@@ -82,6 +82,14 @@ class Choice:
         """The function has no provider any more."""
         self._turns.pop(function_id, None)
 
+    def forget_gone(self, function_ids: list[str]) -> None:
+        """Those of these functions that have no provider any more."""
+        turns, providers = self._turns, self._registry.providers
+        if turns:
+            for function_id in function_ids:
+                if function_id in turns and function_id not in providers:
+                    del turns[function_id]
+
     def _is_able(self, offer: Provider, route: Route) -> bool:
         if route.target and route.target != offer.worker_id:
             return False

@@ -9,6 +9,7 @@ not merged again: there are at most as many as ids.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
 
 BUCKET_MAX = 1024  # ids: few enough to be moved in no time, enough for few buckets
 
@@ -41,6 +42,21 @@ class Ordered:
             del self._buckets[at], self._lasts[at]
         elif self._lasts[at] == gone:
             self._lasts[at] = bucket[-1]
+
+    def remove_all(self, gone: Iterable[str]) -> None:
+        """Ids that are here, bucket by bucket."""
+        leaving = sorted(gone)
+        start = 0
+        while start < len(leaving):
+            at = bisect_left(self._lasts, leaving[start])
+            end = bisect_right(leaving, self._lasts[at], start)
+            here = set(leaving[start:end])
+            bucket = [one for one in self._buckets[at] if one not in here]
+            start = end
+            if bucket:
+                self._buckets[at], self._lasts[at] = bucket, bucket[-1]
+            else:
+                del self._buckets[at], self._lasts[at]
 
     def after(self, cursor: str, count: int) -> list[str]:
         """The first `count` ids behind the cursor, which need not be one of them; fewer when there are no more."""

@@ -52,6 +52,11 @@ class Queues:
         """The routes that wait for this function, the earliest first."""
         return list(self._queues.get(function_id, ()))
 
+    def waited_for(self, function_ids: list[str]) -> list[str]:
+        """Those of these functions that calls wait for."""
+        queues = self._queues
+        return [function_id for function_id in function_ids if function_id in queues] if queues else []
+
     def announce(self, function_id: str) -> None:
         """The function has a queue: all who offer it now are to look there."""
         for offer in self._registry.providers.get(function_id, ()):

@@ -103,10 +103,14 @@ class Registry:
         self.worker_ids.remove(worker_id)
         function_ids = list(self.offered.pop(worker_id))
         draft = _Draft(leaver=worker_id)
-        for function_id in function_ids:
-            self._remove(draft, worker_id, function_id)
+        alone = [function_id for function_id in function_ids if len(self.providers[function_id]) == 1]
+        self._forget_functions(alone)
+        if len(alone) < len(function_ids):
+            for function_id in function_ids:
+                if function_id in self.providers:
+                    self._remove(draft, worker_id, function_id)
         del self.leads[worker_id]
-        draft.drops[worker_id, ""] = None
+        draft.drops = dict.fromkeys([*[(worker_id, function_id) for function_id in function_ids], (worker_id, "")])
         self._commit(reason, draft)
         return function_ids
 
@@ -229,6 +233,13 @@ class Registry:
         else:
             self._put(draft, entry.id, known)
 
+    def _forget_functions(self, function_ids: list[str]) -> None:
+        """Functions whose only provider leaves: all at once, because they may be 100,000."""
+        for function_id in function_ids:
+            del self.providers[function_id]
+        self.function_ids.remove_all(function_ids)
+        self.provider_rows -= len(function_ids)
+
     def _remove(self, draft: _Draft, worker_id: str, function_id: str) -> None:
         providers = self.providers[function_id]
         gone = next(one for one in providers if one.worker_id == worker_id)
@@ -264,20 +275,17 @@ class Registry:
         puts = {key: row for key, row in draft.puts.items() if self._rows.get(key) != row}
         if not puts and not draft.drops:
             return
-        for key in draft.drops:
-            self._drop(key, draft.leaver)
-        self._total -= self._shares.pop(draft.leaver, 0)
+        dropped = [self._rows.pop(key) for key in draft.drops]
+        self._rows_bytes -= sum(map(len, dropped))
+        if draft.leaver:  # its share goes as a whole: none of its rows is hashed
+            self._total -= self._shares.pop(draft.leaver)
+        else:
+            for (worker_id, _), row in zip(draft.drops, dropped, strict=True):
+                self._add_share(worker_id, -wire.row_hash(row))
         for key, row in puts.items():
             self._put_row(key, row)
         delta = wire.Delta(self.seq + 1, self.digest, reason, tuple(puts.values()), tuple(draft.drops), draft.leaver)
         self.history.record(wire.encode_delta(delta))
-
-    def _drop(self, key: RowKey, leaver: str) -> None:
-        """The row goes; a leaver's share goes as a whole, and none of its rows is hashed."""
-        row = self._rows.pop(key)
-        self._rows_bytes -= len(row)
-        if key[0] != leaver:
-            self._add_share(key[0], -wire.row_hash(row))
 
     def _put_row(self, key: RowKey, row: bytes) -> None:
         before = self._rows.get(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,17 @@ def test_a_page_is_that_of_a_sorted_list(steps: list[tuple[bool, str]], cursor: 
             assert all(0 < len(bucket) <= 3 for bucket in one._buckets)
             assert one._lasts == [bucket[-1] for bucket in one._buckets]
     assert one.after(cursor, count) == [each for each in sorted(twin) if each > cursor][:count]
+
+
+@given(st.sets(IDS), st.randoms(use_true_random=False))
+def test_many_that_go_at_once_leave_what_a_sorted_list_would_keep(ids: set[str], random: Random) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordered, "BUCKET_MAX", 3)
+        one = filled(*sorted(ids, key=lambda _: random.random()))
+        gone = {each for each in ids if random.random() < 0.5}
+        one.remove_all(gone)
+        assert one.after("", 1000) == sorted(ids - gone)
+        assert one._lasts == [bucket[-1] for bucket in one._buckets]
 
 
 def test_an_empty_one_has_no_pages() -> None:
