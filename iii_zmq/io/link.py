@@ -106,6 +106,7 @@ class Link:
         self._backlog = False  # it held something before anybody waited: many at once are read
         self._unread: deque[bytes] = deque()  # stream frames, at most STREAM_WAITING_MAX
         self._warned = False
+        self._debug = False  # whether every message gets a line in the log: asked once a turn
         self._renew()
 
     # -- what the one who waits uses -----------------------------------------------------------------------------------
@@ -143,6 +144,7 @@ class Link:
         """Hands what there is to the core, and ticks; whether the control socket had anything."""
         now = time.monotonic()
         core, news = self.core, self._news
+        self._debug = log.isEnabledFor(logging.DEBUG)
         is_heard = False
         if news:
             for fd, monitor in self._monitors:
@@ -175,6 +177,8 @@ class Link:
             return None
         is_answer = frame[:8] == _RESULT and int.from_bytes(frame[8:16], "big") == number and len(frame) > _RESULT_BYTES
         if is_answer and self.core.outgoing.pop_answered(number):
+            if self._debug:
+                log.debug("%s: Result from the broker, number %d", self.name, number)
             return frame[_RESULT_BYTES:]
         self._receive(dealer, frame)
         return None
@@ -203,6 +207,8 @@ class Link:
         except errors.ProtocolError as error:
             self._read_odd(dealer, frame, error, now)
         else:
+            if self._debug:
+                self._tell("from the broker", message)
             self.core.receive(BROKER, message, now)
 
     def flush(self) -> bool:
@@ -244,6 +250,8 @@ class Link:
             except errors.ProtocolError as error:
                 self._read_odd(dealer, frame, error, now)
             else:
+                if self._debug:
+                    self._tell("from the broker", message)
                 receive(BROKER, message, now)
         self._is_touched = True
         return False
@@ -290,6 +298,8 @@ class Link:
             except errors.ProtocolError as error:
                 self._drop(error)
             else:
+                if self._debug:
+                    self._tell("from the stream", message)
                 receive(STREAM, message, now)
 
     def _drop(self, error: errors.ProtocolError) -> None:
@@ -297,6 +307,10 @@ class Link:
         if not self._warned:
             self._warned = True
             log.warning("%s: dropped what is no message (further ones are only counted): %s", self.name, error)
+
+    def _tell(self, way: str, message: wire.Message) -> None:
+        """Kind and number, and nothing else: tokens are secrets, payloads the users'."""
+        log.debug("%s: %s %s, number %d", self.name, type(message).__name__, way, message.number)
 
     @property
     def name(self) -> str:
@@ -337,6 +351,8 @@ class Link:
     def _send(self, message: wire.Message) -> None:
         dealer = self._dealer
         frame, payload = wire.encode(message)
+        if self._debug:
+            self._tell("to the broker", message)
         self._is_touched = True
         try:
             if dealer is None:

@@ -833,3 +833,27 @@ class Cut:
                 sink.sendall(data)
         except OSError:
             pass
+
+
+def test_at_debug_a_worker_tells_each_message_without_payloads_and_secrets(
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", "iii_zmq.worker"), Worker("chatty", broker.url, threads=0) as worker:
+        for _ in range(2):  # the second answer is waited for alone
+            worker.call("engine::ping", "a payload")
+        welcome = worker._core.membership.welcome
+    assert welcome is not None
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    for expected in (
+        "chatty: Hello to the broker, number 1",
+        "chatty: Welcome from the broker, number 1",
+        "chatty: Deltas from the stream, number 0",
+        "chatty: Call to the broker, number",
+        "chatty: Result from the broker, number",
+        "chatty: Bye to the broker, number",
+    ):
+        assert any(line.startswith(expected) for line in lines), expected
+    assert sum("Result from" in line for line in lines) == 2
+    assert "a payload" not in caplog.text
+    assert welcome.token.hex() not in caplog.text
+    assert repr(welcome.token) not in caplog.text
