@@ -50,7 +50,7 @@ BACKOFF_MAX_S = 2.0  # after lost sessions: many workers may come back to a brok
 STRANGER_BACKOFF_MAX_S = 0.5  # after failed handshakes: where a stranger is now, the broker may be in a moment
 STREAM_AGAIN_S = 0.2  # after the stream's first failure, then twice as long each time
 TOLD_MAX = 16  # reasons for having no session that are told, until there is one: an outage is not to fill the log
-BACKOFF_FORGOTTEN_S = 1.0  # a session that lasted this long starts the backoff anew
+BACKOFF_FORGOTTEN_S = 0.1  # a session that lasted this long starts the backoff anew: a link that flaps costs no time
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +86,7 @@ class Membership:
         self.trouble = ""  # the latest reason why there is no session, for messages
         self._told: set[str] = set()  # at most TOLD_MAX troubles
         self._stream_trouble = ""
+        self._met_stranger = False  # the latest attempt ended in its handshake
         self._attempts = 0
         self._phase_due = math.inf
         self._opened_at = math.inf  # of the session since the latest `reconnect`
@@ -125,7 +126,8 @@ class Membership:
 
     def reconnect(self, now: float, trouble: str, state: str = CONNECTING) -> None:
         """No sockets now, fresh ones after a while that grows with the failures in a row."""
-        wait_max = STRANGER_BACKOFF_MAX_S if self.phase == AWAITING_CONNECTION else BACKOFF_MAX_S
+        self._met_stranger = self.phase == AWAITING_CONNECTION
+        wait_max = STRANGER_BACKOFF_MAX_S if self._met_stranger else BACKOFF_MAX_S
         self.note(trouble)
         if now - self._opened_at >= BACKOFF_FORGOTTEN_S:
             self._attempts = 0
@@ -168,8 +170,8 @@ class Membership:
         self._say_state(CONNECTED, "")
 
     def reached(self) -> None:
-        """Somebody took the connection: until more is known, that is all there is to tell."""
-        if self.phase == AWAITING_CONNECTION:
+        """Somebody took the connection: that is all there is to tell, unless the attempt before told more."""
+        if self.phase == AWAITING_CONNECTION and not self._met_stranger:
             self.trouble = "somebody takes connections there, but does not greet as a broker does"
 
     def note(self, trouble: str) -> None:

@@ -331,6 +331,17 @@ def test_what_is_known_of_the_peer_is_the_trouble(place: Place) -> None:
     ]  # fmt: skip
 
 
+def test_what_a_stranger_showed_is_the_trouble_until_more_is_known(place: Place) -> None:
+    """Who is refused again and again wants to read that, at whatever moment its time is over."""
+    place.core.connect(place.now)
+    place.link(Reached(), Failed("refused"))
+    place.wait(0.0)
+    place.link(Reached())
+    assert place.core.membership.trouble == "refused"
+    place.link(Connected())
+    assert "does not answer" in place.core.membership.trouble
+
+
 def test_who_sends_back_what_it_is_sent_is_left_at_once(place: Place) -> None:
     """A socket that looks for a listener on its own machine may end up connected to itself, and keep the port taken."""
     hello = place.greeted()
@@ -356,7 +367,8 @@ def test_a_presence_that_is_not_heard_is_said_again_then_all_is_made_anew(place:
 def test_a_stream_that_fails_at_once_is_made_anew_soon(place: Place) -> None:
     hello = place.greeted()
     waits = []
-    for failure in (Failed("no such socket"), StreamDisconnected(), StreamDisconnected(), StreamDisconnected()):
+    for failures, failure in enumerate([Failed("no such socket")] + 3 * [StreamDisconnected()]):
+        assert place.core.counters["streams_failed"] == max(0, failures - 1)
         place.hear(place.welcome(hello))
         place.sent()
         place.link(failure)
@@ -521,6 +533,21 @@ def test_a_quick_loss_backs_off_and_a_long_session_forgets_it(place: Place) -> N
     place.now += 5
     place.link(Disconnected())
     assert place.core.next_deadline() == place.now
+
+
+def test_a_link_that_flaps_costs_no_pauses(joined: Place) -> None:
+    """Cut every 0.9 to 1.1 s, half of the sessions lasted for less than the 1 s after which earlier losses were
+    forgotten. The pause that followed made the next one shorter still, until the worker was away for 2 s each time,
+    and its broker took it for dead."""
+    for lasts_s in 25 * [0.9, 1.1]:
+        joined.now += lasts_s
+        joined.link(Disconnected())
+        assert joined.due_in() == 0.0
+        joined.wait(0.0)
+        joined.link(Connected())
+        (hello,) = joined.sent(wire.Hello)
+        joined.now += 0.1  # the handshake and the Hello take their time
+        joined.hear(joined.welcome(hello, kept=True), joined.truth.replay(hello.number, 1))
 
 
 def test_a_call_that_was_not_taken_waits_for_the_next_session(joined: Place) -> None:
