@@ -1,0 +1,213 @@
+"""Whatever ends a connection, the worker is back by itself as soon as its broker is; and until then it says why not.
+
+libzmq connects again by itself after some ends and rests for good, without a word, after others. The workers here live
+in a process of their own, with a proxy between them and the broker: it leads them to somebody who is no broker, and
+later back. A test waits for what a user wants: that the worker's function can be called again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from iii_zmq import CallFailed, ProviderLost, Worker
+from tests.fault.impostors import PLAIN_SOCKETS, ZMQ_SOCKETS, Impostor, impostor
+from tests.fault.proxy import Proxies, Proxy
+from tests.fault.victim import Victim, victim
+from tests.net.brokers import RunningBroker, free_url, running_broker
+
+pytestmark = pytest.mark.fault
+
+PATIENCE_S = 20.0  # for what takes half a second at most on an idle machine
+# What makes libzmq rest for good, and others that might: each end of a handshake or of a connection once.
+STRANGERS = sorted({*PLAIN_SOCKETS, *ZMQ_SOCKETS} - {"ERROR 500", "ZAP 500", "tls", "half a greeting", "SUB"})
+# At the stream's address; who is mute in the same way as another one is left out.
+STREAM_STRANGERS = (
+    "zeros", "http", "echo", "PLAIN", "ERROR 400", "a frame of 8 EiB", "a broken command", "PULL", "CURVE", "ZAP 400",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RunningBroker]:
+    with running_broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def watcher(broker: RunningBroker) -> Iterator[Worker]:
+    """Sees and calls past the proxies."""
+    with Worker("watcher", broker.url, observer=True) as watcher:
+        yield watcher
+
+
+@pytest.fixture(scope="module")
+def proxies(broker: RunningBroker) -> Iterator[Proxies]:
+    with Proxies(broker) as proxies:
+        yield proxies
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Victim]:
+    with victim() as process:
+        yield process
+
+
+def until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.002)
+
+
+def until_callable(watcher: Worker, name: str) -> None:
+    """Who waits for the function to come does not see that a call is still handed to the connection that has gone."""
+
+    def answers() -> bool:
+        try:
+            return bool(watcher.call(f"victim::{name}", "still there?", timeout=1.0))
+        except CallFailed:
+            return False
+
+    until(answers)
+
+
+def mislead(proxy: Proxy, stranger: Impostor) -> None:
+    """The worker loses its connection, and meets the stranger in the broker's place."""
+    proxy.lead_to(stranger.url)
+    proxy.cut()
+    assert stranger.met.wait(PATIENCE_S)
+
+
+# -- somebody else at the broker's address -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_worker_that_met_a_stranger_is_back_with_its_broker(
+    kind: str, broker: RunningBroker, watcher: Worker, proxies: Proxies, process: Victim
+) -> None:
+    """The other promise, "half a second after it is back", is for an idle machine."""
+    name = f"c{STRANGERS.index(kind)}"
+    assert process.join("sync", name, proxies.url) == "joined"
+    with impostor(kind) as stranger:
+        mislead(proxies.control, stranger)
+        proxies.control.lead_to(broker.url)
+    proxies.control.cut()
+    until_callable(watcher, name)
+    process.leave(name)
+
+
+@pytest.mark.parametrize("kind", STREAM_STRANGERS)
+def test_a_worker_whose_stream_met_a_stranger_is_back_whole(
+    kind: str, broker: RunningBroker, watcher: Worker, proxies: Proxies, process: Victim
+) -> None:
+    """It has a control connection all the while: whole is who sees changes again."""
+    name = f"s{STREAM_STRANGERS.index(kind)}"
+    assert process.join("async", name, proxies.url) == "joined"
+    with impostor(kind) as stranger:
+        mislead(proxies.stream, stranger)
+        proxies.stream.lead_to(broker.stream_url)
+    proxies.stream.cut()
+    deltas = process.tell(name)["counters"]["deltas"]
+    with Worker("news", broker.url):
+        until(lambda: process.tell(name)["counters"]["deltas"] > deltas)
+    until_callable(watcher, name)
+    process.leave(name)
+
+
+# What a user reads who looks for a broker there.
+SEEN = {
+    "mute": "somebody takes connections there, but does not greet as a broker does",
+    "ZMTP 1": "somebody takes connections there, but does not greet as a broker does",
+    "ZMTP 2": "somebody takes connections there, but does not greet as a broker does",
+    "http": "the peer ended the handshake",
+    "CURVE": "the peer ended the handshake",
+    "zeros": "who takes connections there is no broker: the handshake failed",
+    "PUB": "who takes connections there is no broker: the handshake failed",
+    "PLAIN": "the peer does not speak ZMTP, or is no such socket",
+    "ZAP 400": "the peer refused to authenticate this worker",
+    "a silent ROUTER": "somebody is there, but does not answer as a broker does",
+    "a ROUTER that talks nonsense": "somebody is there, but does not answer as a broker does",
+    "echo": "who takes connections there sends back what it is sent",
+    "a stream that is no URL": "the broker answers, but its stream at nonsense does not",
+    "a stream that is nowhere": "the broker answers, but its stream at tcp://no.such.host.invalid:1 does not",
+}
+
+
+def test_who_finds_no_broker_reads_what_is_there_instead(process: Victim) -> None:
+    with ExitStack() as stack:
+        urls = {kind: stack.enter_context(impostor(kind)).url for kind in SEEN}
+        told = process.errors([free_url(), *urls.values()], connect_timeout=1.5)
+    assert [text.partition(" within ")[2].partition(" s")[2] for text in told[:1]] == [""]
+    for (kind, url), text in zip(urls.items(), told[1:], strict=True):
+        assert text.startswith(f"BrokerUnreachable: no broker at {url} within "), kind
+        assert f"s: {SEEN[kind]}" in text, kind
+
+
+@pytest.mark.parametrize("bytes_max", [2_000])
+def test_a_worker_that_takes_no_large_messages_is_back_after_one(
+    bytes_max: int, broker: RunningBroker, watcher: Worker
+) -> None:
+    """A message above the client's own MAXMSGSIZE ends its connection, and libzmq never makes it again."""
+    with victim(MAXMSGSIZE=str(bytes_max)) as process:
+        assert process.join("sync", "small", broker.url) == "joined"
+        watcher.wait_for("victim::small")
+        with pytest.raises(ProviderLost) as lost:
+            watcher.call("victim::small", bytes(bytes_max))
+        assert lost.value.fate == "possibly_executed"
+        until_callable(watcher, "small")
+
+
+# -- connections that end ----------------------------------------------------------------------------------------------
+
+
+def whole(process: Victim, name: str) -> bool:
+    return bool(process.tell(name)["state"] == "connected")
+
+
+def rows(watcher: Worker) -> set[tuple[str, str]]:
+    """Who offers what, worker by worker."""
+    return {(worker.id, one) for worker in watcher.workers.values() for one in worker.functions}
+
+
+@pytest.fixture
+def comings(broker: RunningBroker) -> Iterator[list[str]]:
+    """Who joined or left, as a watcher of its own saw it."""
+    seen: list[str] = []
+    with Worker("witness", broker.url, observer=True) as witness:
+        witness.on_change("*")(
+            lambda change: change.kind in ("worker_joined", "worker_left") and seen.append(str(change))
+        )
+        yield seen
+
+
+def test_half_open_connections_leave_the_registrations_as_they_are(
+    broker: RunningBroker, watcher: Worker, proxies: Proxies, process: Victim, comings: list[str]
+) -> None:
+    """Fifty times the worker's ends are closed while the broker's stay open, for longer than it takes to come back.
+
+    The broker believes in both connections: the old one must neither hold the rows back nor take them along. That it
+    does so for a second each time would change nothing: it is below the TTL of 2 s, after which the broker would know.
+    """
+    for name in ("half1", "half2"):
+        assert process.join("sync" if name == "half1" else "async", name, proxies.url) == "joined"
+    before = rows(watcher)
+    seen = list(comings)
+    for _ in range(50):
+        taken = proxies.control.accepted
+        proxies.each(Proxy.cut_worker_side)
+        until(lambda taken=taken: proxies.control.accepted >= taken + 2)
+        until(lambda: whole(process, "half1") and whole(process, "half2"))
+        time.sleep(random.uniform(0.1, 0.15))  # the time for which they are half open, not a wait for anything
+        proxies.each(Proxy.drop_halves)
+    for name in ("half1", "half2"):
+        until_callable(watcher, name)
+    assert rows(watcher) == before
+    assert comings == seen
+    for name in ("half1", "half2"):
+        process.leave(name)
+    until(lambda: watcher.call("engine::status")["workers"] == 0)
