@@ -63,7 +63,7 @@ from .signals import (
 
 # Everything a worker counts, its replica included: told by `Worker.counters`, documented in docs/protocol.md.
 COUNTERS = (
-    "connects", "handshakes_failed", "sessions", "sessions_unknown", "streams_lost", "streams_silent", "streams_failed",
+    "connects", "handshakes_failed", "sessions", "sessions_unknown", "streams_lost", "streams_failed", "streams_silent",
     "streams_discarded", "deltas", "stale_ignored", "gaps", "overruns", "digest_mismatches", "foreign_epochs",
     "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late", "syncs_gap", "syncs_digest",
     "syncs_overrun", "syncs_late", "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost",
