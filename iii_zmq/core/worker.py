@@ -68,6 +68,7 @@ COUNTERS = (
     "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late", "syncs_gap", "syncs_digest",
     "syncs_overrun", "syncs_late", "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost",
     "sends_failed", "answers_late", "results_orphaned", "unexpected", "malformed",
+    "readers_reset",  # by the faces: nobody else knows who listens
 )  # fmt: skip
 
 OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the control connection is made anew too

@@ -11,12 +11,10 @@ thread hands a result back through `call_soon_threadsafe`.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -30,11 +28,11 @@ from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
 from . import face, keeper
+from .callbacks import Callbacks
 from .face import Handler
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, check_pattern
 from .looping import Loop
-from .raising import is_interrupt
 from .stay import no_session
 from .stopping import told_of_signals
 
@@ -69,7 +67,8 @@ class AsyncWorker:
         self._connect_timeout = face.check_timeout(connect_timeout)
         self._retry = retry
         self._handlers = Handlers()
-        self._listeners = Listeners(_call)
+        self._callbacks = Callbacks()
+        self._listeners = Listeners(self._callbacks.call)
         self._core = self._new_core()
         self._loop: Loop | None = None
         self._joining: Loop | None = None  # while there is none yet: for `close()` to end
@@ -258,7 +257,7 @@ class AsyncWorker:
     @property
     def counters(self) -> dict[str, int]:
         """What happened so far, by name; each is told in docs/protocol.md."""
-        return self._core.counted()
+        return self._core.counted() | {"readers_reset": self._listeners.resets + self._callbacks.resets}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -397,6 +396,7 @@ class AsyncWorker:
         while not await loop.wait(lambda: ticket in loop.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
+                self._core.offers.abandon(ticket)
                 raise no_session(self._profile.url, self._core.membership.trouble)
         return loop.desk.settled.pop(ticket)
 
@@ -424,25 +424,3 @@ class AsyncWorker:
             raise errors.Closed(f"the worker was {text}")
         loop.check()
         return loop
-
-
-_tasks: set[asyncio.Task[Any]] = set()  # of callbacks: the loop itself holds tasks only weakly
-
-
-def _call(callback: Callback, value: Any) -> None:
-    result = callback(value)
-    if inspect.iscoroutine(result):
-        task = asyncio.get_running_loop().create_task(_log_failure(callback, result))
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
-
-
-async def _log_failure(callback: Callback, running: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await running
-    except (asyncio.CancelledError, GeneratorExit):  # the loop ends
-        raise
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        logging.getLogger("iii_zmq.worker").exception("the callback %r failed", callback)

@@ -38,6 +38,7 @@ log = logging.getLogger("iii_zmq.worker")
 
 OVER_S = 0.2  # how often a thread that waits for another one's serving looks whether it was told to end
 ALONE_S = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
+NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
 NOTES_S = 0.1  # after a note, everything is waited for so long: more notes may come
 PATIENCE_S = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
 PUMP_S = 0.1  # between inline handlers the sockets are looked at this often
@@ -112,6 +113,11 @@ class Driver:
     def submit(self, function_id: str, payload: bytes, timeout: float, target: str) -> CallFuture:
         """From any thread."""
         future = CallFuture(lambda given_up: self.post(lambda: self._forget_call(given_up)))
+        if len(self._notes) >= NOTES_MAX:
+            self.core.counters["calls_refused"] += 1
+            text = f"{function_id}: {NOTES_MAX} notes wait already for the thread that serves this worker"
+            future.end(errors.Busy(text, "not_handed_over", errors.BUSY))
+            return future
         asked_at = _clock()
 
         def begin() -> None:

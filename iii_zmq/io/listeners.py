@@ -45,16 +45,19 @@ class Buffer:
         self.waiting: deque[Change] = deque()
         self._wake = wake
 
-    def put(self, changes: Iterable[Change]) -> None:
+    def put(self, changes: Iterable[Change]) -> bool:
+        """Whether they were too many, and what waited is lost."""
         wanted = [change for change in changes if matches(self.pattern, change)]
         if not wanted:
-            return
-        if len(self.waiting) + len(wanted) > WAITING_MAX:
+            return False
+        is_too_much = len(self.waiting) + len(wanted) > WAITING_MAX
+        if is_too_much:
             self.waiting.clear()
             wanted = [reset_at(Position(wanted[-1].epoch, wanted[-1].seq))]
         self.waiting.extend(wanted)
         if self._wake is not None:
             self._wake()
+        return is_too_much
 
 
 class Listeners:
@@ -65,6 +68,7 @@ class Listeners:
         self._on_change: list[tuple[str, Callback]] = []
         self._on_state: list[Callback] = []
         self._buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
+        self.resets = 0  # times that a buffer had become too full
 
     def __bool__(self) -> bool:
         return bool(self._on_change or self._on_state)
@@ -81,7 +85,7 @@ class Listeners:
 
     def tell_changes(self, changes: list[Change]) -> None:
         for buffer in list(self._buffers):
-            buffer.put(changes)
+            self.resets += buffer.put(changes)
         everything = [callback for pattern, callback in self._on_change if pattern == "*"]
         if len(everything) == len(self._on_change) == 1:
             self._run_all(everything[0], changes)

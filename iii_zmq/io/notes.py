@@ -24,8 +24,8 @@ class Notes:
         self._waiting: deque[Note] = deque()
         self._is_woken = False
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def put(self, note: Note) -> None:
         self._waiting.append(note)

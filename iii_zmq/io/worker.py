@@ -267,7 +267,7 @@ class Worker:
     @property
     def counters(self) -> dict[str, int]:
         """What happened so far, by name; each is told in docs/protocol.md."""
-        return self._core.counted()
+        return self._core.counted() | {"readers_reset": self._listeners.resets}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -373,6 +373,7 @@ class Worker:
         while not driver.wait(lambda: ticket in driver.desk.settled, None if self._retry else self._connect_timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
+                driver.do(lambda: self._core.offers.abandon(ticket))
                 raise no_session(self._profile.url, self._core.membership.trouble)
         return driver.desk.settled.pop(ticket)
 

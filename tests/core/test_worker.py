@@ -816,6 +816,20 @@ def test_a_refused_latest_version_ends_the_earlier_ones_too(joined: Place) -> No
     assert joined.core.offers.wanted == {}
 
 
+def test_a_ticket_that_nobody_waits_for_any_more_leaves_nothing_and_stays_wanted(joined: Place) -> None:
+    # Its Settled came when nobody was there to fetch it, and was kept for ever.
+    number = joined.register("mine")
+    (register,) = joined.sent(wire.Register)
+    joined.core.offers.abandon(number)
+    joined.core.offers.abandon(number)
+    joined.acknowledge(register)
+    assert (joined.events(Settled), joined.core.offers.waiting, list(joined.core.offers.wanted)) == (
+        [],
+        False,
+        ["mine"],
+    )
+
+
 def test_a_refusal_survives_the_session_in_its_ticket(joined: Place) -> None:
     ticket = joined.register("a", "b", "c")
     first, _ = joined.sent(wire.Register)

@@ -122,10 +122,11 @@ class Ears(Buffer):
         self._stage = stage
         self._worker = worker
 
-    def put(self, changes: Iterable[Change]) -> None:
+    def put(self, changes: Iterable[Change]) -> bool:
         at = time.monotonic_ns()
         for seq, batch in groupby(changes, lambda change: change.seq):
             self._stage.tell("changes", self._worker, at=at, seq=seq, changes=[change.to_json() for change in batch])
+        return False
 
 
 class Said(io.TextIOBase):

@@ -1,0 +1,146 @@
+"""The queues of a worker itself: what its own program asks for or does not fetch has limits, too."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from iii_zmq import AsyncWorker, Busy, Worker, wire
+from iii_zmq.core.changes import Change
+from iii_zmq.io import callbacks, driving, listeners, running
+from tests.fault.measuring import PATIENCE_S, entry, flood_changes
+from tests.net.brokers import RunningBroker, running_broker
+from tests.net.raw import RawPeer
+
+pytestmark = [pytest.mark.net, pytest.mark.fault]
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RunningBroker]:
+    with running_broker() as one:
+        yield one
+
+
+def test_submits_that_nobody_begins_are_limited(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # While an inline handler ran, whatever other threads submitted was kept, however much it was.
+    monkeypatch.setattr(driving, "NOTES_MAX", 50)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stop(_: object) -> None:
+        begun.set()
+        go_on.wait(PATIENCE_S)
+
+    with RawPeer(broker.url) as peer, Worker("stuck", broker.url, threads=0) as worker:
+        peer.join("peer")
+        worker.register("stuck::stop", stop)
+        peer.call("stuck::stop")
+        assert begun.wait(PATIENCE_S)
+        futures = [worker.submit("engine::ping", at) for at in range(80)]
+        refused = [at for at, future in enumerate(futures) if future.done()]
+        go_on.set()
+        assert [futures[at].result(PATIENCE_S) for at in range(50)] == list(range(50))
+        assert refused == list(range(50, 80))
+        assert all(isinstance(futures[at].exception(), Busy) for at in refused)
+        assert worker.counters["calls_refused"] == 30
+
+
+def test_inline_handlers_that_wait_inside_each_other_are_limited(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each runs on the stack of the one before it: without a limit the stack would end the process.
+    monkeypatch.setattr(running, "NESTING_MAX", 4)
+    depth = deepest = 0
+
+    def call_again(left: int) -> int:
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(depth, deepest)
+        futures = [worker.submit("deep::call", left - 1)] if left else []
+        worker.call("engine::ping")
+        depth -= 1
+        return sum(future.done() for future in futures)
+
+    with Worker("caller", broker.url) as caller, Worker("deep", broker.url, threads=0) as worker:
+        worker.register("deep::call", call_again)
+        for future in [caller.submit("deep::call", 3, timeout=PATIENCE_S) for _ in range(60)]:
+            future.result()
+    assert deepest == 4
+
+
+def test_a_reader_of_changes_that_falls_behind_is_told_by_a_reset(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "WAITING_MAX", 100)
+    with RawPeer(broker.url) as peer, Worker("reader", broker.url) as worker:
+        peer.join("changer")
+        changes = worker.changes("flood::*", timeout=PATIENCE_S)
+        register(peer, "flood::first")
+        heard = [next(changes)]
+        flood_changes(peer, 250)
+        last = peer.status()["seq"]
+        while worker.position.seq < last:  # it looks, but does not fetch
+            time.sleep(0.005)
+        assert worker.counters["readers_reset"] >= 1
+        while not heard or heard[-1].kind != "reset":
+            heard.append(next(changes))
+        register(peer, "flood::last")
+        while heard[-1].function_id != "flood::last":
+            heard.append(next(changes))
+    check_no_silent_gap(heard)
+
+
+def test_coroutine_callbacks_that_run_at_once_are_limited(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each change made a task, however many had not ended.
+    monkeypatch.setattr(callbacks, "RUNNING_MAX", 100)
+    heard: list[Change] = []
+    running_now = most = 0
+
+    async def listen() -> None:
+        go_on = asyncio.Event()
+
+        async def slowly(change: Change) -> None:
+            nonlocal running_now, most
+            running_now += 1
+            most = max(most, running_now)
+            heard.append(change)
+            await go_on.wait()
+            running_now -= 1
+
+        with RawPeer(broker.url) as peer:
+            async with AsyncWorker("listener", broker.url) as worker:
+                peer.join("changer")
+                worker.on_change("flood::*")(slowly)
+                await asyncio.to_thread(flood_changes, peer, 250)
+                last = peer.status()["seq"]
+                while worker.position.seq < last or running_now < 100:
+                    await asyncio.sleep(0.005)
+                go_on.set()
+                while worker.counters["readers_reset"] == 0:
+                    await asyncio.sleep(0.005)
+                register(peer, "flood::last")
+                while not heard or heard[-1].function_id != "flood::last":
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(listen(), PATIENCE_S))
+    assert (len(heard), most) == (102, 100)
+    check_no_silent_gap(heard)
+
+
+def register(peer: RawPeer, function_id: str) -> None:
+    peer.send(wire.Register(peer.number(), [entry(function_id)]))
+    assert peer.read(wire.Ack).refusals == []
+
+
+def check_no_silent_gap(heard: list[Change]) -> None:
+    """Who missed something was told so, by exactly one reset for each hole."""
+    for before, after in pairwise(heard):
+        assert after.kind == "reset" or after.seq == before.seq + 1
+    assert Counter(change.kind for change in heard)["reset"] >= 1
