@@ -24,7 +24,7 @@ from .records import Recorder
 
 HEARTBEAT_S, TTL_S = 0.5, 2.0  # the defaults
 HISTORY = 300  # deltas held for those who resume: few, so that some have to take a snapshot
-PROXIED = (1, 4)  # the slots whose links can be broken; one with each face
+PROXIED = range(1, 1000, 3)  # the slots whose links can be broken, of both faces
 COMPLETE_S = 60.0  # for each kind of fault to have come, however short the run
 READY_S = 60.0  # for everybody to have joined: a start of Python each, on a busy machine
 WHOLE_S = 90.0  # for everybody to be whole again after the last fault: seconds, on an idle machine
@@ -65,13 +65,15 @@ class Link:
 class Director:
     """One run; `close` ends whatever it started, also after a failure."""
 
-    def __init__(self, directory: Path, *, seed: int, seconds: float, workers: int) -> None:
+    def __init__(
+        self, directory: Path, *, seed: int, seconds: float, workers: int, only: list[str] | None = None
+    ) -> None:
         self.directory = directory
         self._seed, self._seconds, self._workers = seed, seconds, workers
         self._recorder = Recorder(directory / "director.jsonl")
         self._recorder.write("run", seed=seed, seconds=seconds, workers=workers)
         self._random = Random(seed)
-        self._faults = Faults(self, self._random)
+        self._faults = Faults(self, self._random, only)
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._processes: list[Process] = []

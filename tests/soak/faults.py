@@ -33,10 +33,11 @@ WEIGHTS = {
 class Faults:
     """Each kind once, in any order, then any. Which one comes next follows from the seed, whom it meets does not."""
 
-    def __init__(self, director: Director, random: Random) -> None:
+    def __init__(self, director: Director, random: Random, only: list[str] | None = None) -> None:
         self._director = director
         self._random = random
-        self._first = random.sample(list(WEIGHTS), len(WEIGHTS))
+        self._weights = {kind: weight for kind, weight in WEIGHTS.items() if not only or kind in only}
+        self._first = random.sample(list(self._weights), len(self._weights))
 
     @property
     def is_complete(self) -> bool:
@@ -47,8 +48,8 @@ class Faults:
         return self._random.uniform(0.1, FIRST_PAUSE_MAX_S if self._first else PAUSE_MAX_S)
 
     def inject(self) -> None:
-        weights = list(WEIGHTS.values())
-        kind = self._first.pop() if self._first else self._random.choices(list(WEIGHTS), weights)[0]
+        kinds, weights = list(self._weights), list(self._weights.values())
+        kind = self._first.pop() if self._first else self._random.choices(kinds, weights)[0]
         names = getattr(self, kind)()
         if names:
             self._director.note_fault(kind, names)

@@ -181,7 +181,8 @@ class Member:
     def _register(self, functions: list[str]) -> None:
         self.deeds.registering(functions)
         try:
-            self._worker.register_many([(one, self._handler(one)) for one in functions])
+            batch = [(one, self._handler(one)) for one in functions]
+            self._worker.register_many(batch, description=self._will.description())
         except IIIError as error:
             self.deeds.registered(functions, error)
         else:

@@ -11,6 +11,7 @@ LEADS = 3  # exclusive functions, each with a handful of providers
 NAP_MAX_S = 4.0  # longer than the TTL, so that a worker that naps inline is stalled
 DOZE_MAX_S = 0.4  # for any handler: calls that are under way when a fault comes
 BATCH_MAX = 3  # functions in one registration
+DESCRIPTION_CHARS_MAX = 4_000  # so that a snapshot has several parts
 BURST_MAX = 20  # calls at once
 LARGE_BYTES = (100_000, 2_000_000)  # two frames, by far
 
@@ -94,6 +95,10 @@ class Will:
         batch = [f"churn::{slot_name(self._index)}.{number}" for number in range(first, self._functions)]
         self._churned += batch
         return batch
+
+    def description(self) -> str:
+        """Of a function that comes and goes."""
+        return "-" * self._random.randrange(DESCRIPTION_CHARS_MAX)
 
     def gone(self) -> list[str]:
         """Functions to unregister, perhaps none."""
