@@ -160,7 +160,7 @@ class AsyncMember:
             await self._unregister(self._will.gone())
 
     async def _flood(self, count: int) -> None:
-        function_id = f"{own(self.index)}.flood"
+        function_id = self._will.flooding()
         for _ in range(count):
             if self._is_calm.is_set():
                 return

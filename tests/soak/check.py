@@ -33,7 +33,7 @@ def _check(directory: Path) -> tuple[Verdict, Processes]:
     processes = Processes(verdict)
     processes.read(read(directory / "director.jsonl"))
     log = Log(verdict)
-    for path in sorted(directory.glob("broker.*.jsonl")):
+    for path in sorted(directory.glob("broker.*.jsonl"), key=lambda path: int(path.stem.split(".")[1])):
         log.read(read(path))
     calls, registrations = Calls(log, verdict), Registrations(log, verdict)
     for path in sorted(directory.glob("host.*.jsonl")):

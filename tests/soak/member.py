@@ -171,7 +171,7 @@ class Member:
 
     def _flood(self, count: int) -> None:
         with _Watched(self.deeds):
-            function_id = f"{own(self.index)}.flood"
+            function_id = self._will.flooding()
             for _ in range(count):
                 if self._is_calm.is_set():
                     return

@@ -71,7 +71,7 @@ class Will:
         self._workers = workers
         self._index = index
         self._random = Random(seed)
-        self._functions = 0
+        self._functions = self._floods = 0
         self._churned: list[str] = []
 
     def pause_s(self) -> float:
@@ -95,6 +95,11 @@ class Will:
         batch = [f"churn::{slot_name(self._index)}.{number}" for number in range(first, self._functions)]
         self._churned += batch
         return batch
+
+    def flooding(self) -> str:
+        """A function for one flood alone: there may be two at a time."""
+        self._floods += 1
+        return f"{own(self._index)}.flood{self._floods}"
 
     def description(self) -> str:
         """Of a function that comes and goes."""

@@ -567,6 +567,15 @@ def test_an_honest_ledger_is_believed(tmp_path: Path) -> None:
     assert (verdict.counts["calls"], verdict.counts["changes committed"], verdict.counts["changes heard"]) == (2, 6, 9)
 
 
+def test_the_lives_of_the_broker_are_read_in_their_order(tmp_path: Path) -> None:
+    """By the names of their files the eleventh comes before the third, but what it committed is later."""
+    ledger = honest()
+    ledger["broker.2"] = ledger.pop("broker.0")
+    for life in (10, 11):
+        ledger[f"broker.{life}"] = [{**record, "at": 10.0 * life, "epoch": f"e{life}"} for record in log_of(DELTAS)]
+    assert check(written(ledger, tmp_path)).offences == []
+
+
 # -- what is not held against anybody ----------------------------------------------------------------------------------
 
 
