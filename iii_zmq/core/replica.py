@@ -21,7 +21,7 @@ takes too long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,7 +96,14 @@ class Replica:
     of missing deltas alone; `snapshots_refused`: older than the replica; `broken_answers`: malformed parts.
     """
 
-    def __init__(self, *, held_max: int = HELD_MAX, held_bytes_max: int = HELD_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        held_max: int = HELD_MAX,
+        held_bytes_max: int = HELD_BYTES_MAX,
+        is_watched: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._is_watched = is_watched  # whether anybody hears of changes: to name them costs more than to apply them
         self.wanted: Wanted | None = None
         self.resumed: bool | None = None
         self.counters: Counter[str] = Counter()
@@ -258,7 +265,7 @@ class Replica:
         self._is_loaded = True
         self._is_snapshot_needed = False
         self.counters["snapshots"] += 1
-        if not self._was_complete:  # nobody hears of it, so that nothing is compared
+        if not self._was_complete or not self._is_watched():  # nobody hears of it, so that nothing is compared
             return []
         return [reset_at(at), *changes_of(before.edits_to(staged), None, staged, at, None)]
 
@@ -309,6 +316,8 @@ class Replica:
             return []
         self._position = self._position._replace(seq=step.seq)
         self.counters["deltas"] += 1
+        if not self._is_watched():
+            return []
         return changes_of(*applied, self._content, self._position, step.reason or None)
 
     def _drain(self) -> list[Change]:

@@ -130,7 +130,7 @@ class Troubled:
 
 @dataclass(slots=True)
 class Changes:
-    """What the replica went through, in order."""
+    """The replica moved on: what it went through, in order; empty where nobody hears of changes."""
 
     changes: list[Change]
 

@@ -77,10 +77,17 @@ OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the con
 class WorkerCore:
     """A whole worker without sockets, clocks or threads."""
 
-    def __init__(self, profile: Profile, *, random: Callable[[], float], patience_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        random: Callable[[], float],
+        patience_s: float = 5.0,
+        is_watched: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.profile = profile
         self.counters: Counter[str] = Counter()
-        self.replica = Replica()
+        self.replica = Replica(is_watched=is_watched)
         self._outbox: Outbox = []
         self._events: Events = []
         self._new_number = count(1).__next__
@@ -342,12 +349,13 @@ class WorkerCore:
 
     def _apply(self, feed: Callable[[], list[Change]], now: float) -> None:
         """Feeds the replica; what it can't read is dropped, and shows as a gap or as an answer of no use."""
+        before = self.replica.position
         try:
             changes = feed()
         except errors.ProtocolError:
             self.counters["malformed"] += 1
         else:
-            if changes:
+            if changes or self.replica.position != before:
                 self._events.append(Changes(changes))
         self._follow(now)
 

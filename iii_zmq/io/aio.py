@@ -354,7 +354,10 @@ class AsyncWorker:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _new_core(self) -> WorkerCore:
-        return WorkerCore(self._profile, random=random.random, patience_s=self._connect_timeout)
+        return WorkerCore(
+            self._profile, random=random.random, patience_s=self._connect_timeout,
+            is_watched=self._listeners.hear_changes,
+        )  # fmt: skip
 
     async def _serve_until(self, start: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
         await asyncio.wait([start, over], return_when=asyncio.FIRST_COMPLETED)

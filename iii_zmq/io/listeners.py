@@ -73,6 +73,10 @@ class Listeners:
     def __bool__(self) -> bool:
         return bool(self._on_change or self._on_state)
 
+    def hear_changes(self) -> bool:
+        """Whether anybody does."""
+        return bool(self._on_change) or len(self._buffers) > 0
+
     def add_on_change(self, pattern: str, callback: Callback) -> None:
         self._on_change.append((pattern, callback))
 
@@ -84,6 +88,8 @@ class Listeners:
         self._buffers.add(buffer)
 
     def tell_changes(self, changes: list[Change]) -> None:
+        if not changes:
+            return
         for buffer in list(self._buffers):
             self.resets += buffer.put(changes)
         everything = [callback for pattern, callback in self._on_change if pattern == "*"]

@@ -328,7 +328,10 @@ class Worker:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _new_core(self) -> WorkerCore:
-        return WorkerCore(self._profile, random=random.random, patience_s=self._connect_timeout)
+        return WorkerCore(
+            self._profile, random=random.random, patience_s=self._connect_timeout,
+            is_watched=self._listeners.hear_changes,
+        )  # fmt: skip
 
     def _open(self, signals: _Signals | None = None) -> Driver:
         """Joins, unless that was done before."""

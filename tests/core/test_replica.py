@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ def give(replica: Replica, parts: Iterable[Part]) -> list[Change]:
     return changes
 
 
-def joined(truth: Truth, **limits: int) -> Replica:
+def joined(truth: Truth, **options: Any) -> Replica:
     """A replica that is where the truth is."""
-    replica = Replica(**limits)
+    replica = Replica(**options)
     replica.expect(1)
     give(replica, truth.snapshot(1))
     assert replica.complete
@@ -781,3 +782,25 @@ def test_a_change_has_exactly_the_documented_json_fields() -> None:
         "seq": 12,
         "providers": 1,
     }
+
+
+# -- nobody listens ----------------------------------------------------------------------------------------------------
+
+
+def test_where_nobody_listens_changes_are_applied_and_not_named(truth: Truth) -> None:
+    heard: list[bool] = []
+    replica = joined(truth, is_watched=lambda: bool(heard))
+    truth.change(offer("c", "h"))
+    assert replica.on_deltas(truth.message()) == []
+    assert is_at(replica, truth)
+    heard.append(True)
+    truth.change(drops=[("c", "h")], reason="unregistered")
+    assert kinds(replica.on_deltas(truth.message())) == [("function_removed", "c", "h")]
+
+
+def test_where_nobody_listens_a_snapshot_is_not_compared(truth: Truth) -> None:
+    replica = joined(truth, is_watched=lambda: False)
+    truth.change(offer("c", "h"))
+    replica.expect(9)
+    assert give(replica, truth.snapshot(9)) == []
+    assert is_at(replica, truth)

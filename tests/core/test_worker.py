@@ -187,7 +187,7 @@ def test_joining_step_by_step(place: Place) -> None:
     assert place.state() == "connecting"
     place.hear(last)
     assert place.sent() == [wire.Received(1, 0), wire.Received(1, 1)]
-    assert place.events() == [StateChanged("connected", "")]
+    assert place.events() == [Changes([]), StateChanged("connected", "")]
     assert core.replica.digest == place.truth.digest()
 
 
