@@ -29,7 +29,7 @@ from iii_zmq import (
     Worker,
     current_call,
 )
-from tests.net.brokers import RunningBroker, environment, running_broker
+from tests.net.brokers import RunningBroker, environment, free_url, running_broker
 
 pytestmark = pytest.mark.net
 
@@ -121,13 +121,13 @@ def test_an_absent_broker_is_an_error_within_the_connect_timeout() -> None:
 
 
 def test_with_retry_a_worker_waits_for_its_broker(url: str) -> None:
-    port = free_port()
-    worker = Worker("patient", f"tcp://127.0.0.1:{port}", connect_timeout=0.2, retry=True)
+    served = free_url()
+    worker = Worker("patient", served, connect_timeout=0.2, retry=True)
     worker.register("retry::echo", echo)
     starting = threading.Thread(target=worker.start)
     starting.start()
     time.sleep(0.5)
-    with running_broker(url=f"tcp://127.0.0.1:{port}"):
+    with running_broker(url=served):
         starting.join(5)
         assert worker.state == "connected"
         assert worker.call("retry::echo", 1) == 1
@@ -135,11 +135,11 @@ def test_with_retry_a_worker_waits_for_its_broker(url: str) -> None:
 
 
 def test_a_failed_start_can_be_repeated(url: str) -> None:
-    port = free_port()
-    worker = Worker("a", f"tcp://127.0.0.1:{port}", connect_timeout=0.2)
+    served = free_url()
+    worker = Worker("a", served, connect_timeout=0.2)
     with pytest.raises(BrokerUnreachable):
         worker.start()
-    with running_broker(url=f"tcp://127.0.0.1:{port}"), worker:
+    with running_broker(url=served), worker:
         assert worker.state == "connected"
 
 
@@ -640,16 +640,10 @@ def test_an_inherited_worker_is_refused_in_the_child(url: str) -> None:
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_after_a_restart_of_the_broker_all_is_as_before(number: int) -> None:
-    served = f"tcp://127.0.0.1:{free_port()}"
+    served = free_url()
     with running_broker(*QUICK, url=served) as first:
         provider, caller = Worker("provider", served), Worker("caller", served)
         provider.register_many({f"again::f{i}": echo for i in range(50)} | {"again::sleep": time.sleep})
