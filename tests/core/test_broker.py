@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
+from iii_zmq.core import attendance, registrations, sessions
 from iii_zmq.core import broker as broker_module
-from iii_zmq.core import registrations, sessions
 from iii_zmq.core.broker import BrokerCore
 from iii_zmq.core.session import EVERYONE, Malformed, Settings, Subscribed, Unsubscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
@@ -66,6 +66,15 @@ def test_a_malformed_hello_is_refused(fields: dict[str, object], code: str) -> N
     broker = Brokerage()
     broker.send("a", broker.hello("a", **fields))
     assert (refusals(broker, "a"), leftovers(broker.core)) == ([(1, wire.Hello.KIND, code)], {})
+
+
+def test_lines_for_the_log_that_nobody_takes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attendance, "NEWS_MAX", 2)
+    broker = Brokerage()
+    for name in "abc":
+        broker.join(name)
+    assert [line.split()[1] for line in broker.core.take_news()] == ["b", "c"]
+    assert broker.core.take_news() == []
 
 
 def test_above_the_limit_of_sessions_strangers_are_refused_and_members_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
