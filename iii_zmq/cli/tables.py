@@ -35,7 +35,7 @@ TROUBLES = {
     "undelivered": "messages that could not be delivered",
     "never_present": "sessions dropped: their stream was never heard",
     "malformed": "malformed messages",
-    "handshakes_failed": "connections that did not speak our protocol",
+    "strangers": "connections that never completed a handshake",
     "descriptors_lacking": "half seconds without a free descriptor",
     "unexpected": "unexpected messages",
     "forged": "answers by others than the provider",

@@ -57,7 +57,7 @@ class BrokerCore:
         self.counters = new_counters()
         # What the shell measures, told beside the counters.
         self.gauges: dict[str, float] = {
-            "turn_max_ms": 0.0, "turn_recent_max_ms": 0.0, "handshakes_failed": 0, "descriptors_lacking": 0,
+            "turn_max_ms": 0.0, "turn_recent_max_ms": 0.0, "strangers": 0, "descriptors_lacking": 0,
         }  # fmt: skip
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []

@@ -19,6 +19,7 @@ import resource
 import secrets
 import select
 import socket as stdlib_socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -54,6 +55,8 @@ _SNDMORE_NOBLOCK = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
+_MONITOR_EVENT = struct.Struct("=HI")
+_ACCEPTED = int(zmq.EVENT_ACCEPTED)
 
 
 class AddressInUse(OSError):
@@ -83,9 +86,7 @@ class Broker:
         self._undrained_turns = 0
         self._router_fd = int(self._router.getsockopt(zmq.FD))
         self._xpub_fd = int(self._xpub.getsockopt(zmq.FD))
-        self._monitors = [
-            sockets.monitor(self._context, one, sockets.HANDSHAKES_FAILED) for one in (self._router, self._xpub)
-        ]
+        self._monitors = [sockets.monitor(self._context, one, sockets.ARRIVALS) for one in (self._router, self._xpub)]
         monitor_fds = [int(one.getsockopt(zmq.FD)) for one in self._monitors]
         self._router_may_hold = self._xpub_may_hold = self._monitors_may_hold = True
         self._router_touched = False
@@ -168,7 +169,7 @@ class Broker:
         backlog = self._router_may_hold
         self._hear(ready)
         if self._monitors_may_hold:
-            self._count_failed_handshakes()
+            self._count_strangers()
         if began >= self._descriptors_at:
             self._look_at_descriptors(began)
         if self._xpub_may_hold:
@@ -198,15 +199,15 @@ class Broker:
             else:
                 self._monitors_may_hold = True
 
-    def _count_failed_handshakes(self) -> None:
-        """Whoever connected and did not speak as our clients do; libzmq has cut them off by now."""
+    def _count_strangers(self) -> None:
+        """Connections that were accepted, less those whose handshake was completed. A worker's is one for a moment."""
         self._monitors_may_hold = False
         for monitor in self._monitors:
             try:
                 for _ in range(BURST_MAX):
-                    monitor.recv(_NOBLOCK)
+                    event, _ = _MONITOR_EVENT.unpack(monitor.recv(_NOBLOCK))
                     monitor.recv(_NOBLOCK)  # the address, a frame of its own
-                    self.core.gauges["handshakes_failed"] += 1
+                    self.core.gauges["strangers"] += 1 if event == _ACCEPTED else -1
                 self._monitors_may_hold = True
             except zmq.Again:
                 pass

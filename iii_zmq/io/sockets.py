@@ -124,10 +124,9 @@ MONITORED = (
 )
 
 
-HANDSHAKES_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-"""What a broker watches. Not ACCEPT_FAILED: libzmq repeats that some 100,000 times a second while descriptors lack."""
+ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+"""What a broker watches. Not the failures: libzmq keeps some to itself. And not ACCEPT_FAILED: while descriptors lack,
+libzmq tries again without a pause, and would tell each time."""
 
 
 def monitor(
