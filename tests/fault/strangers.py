@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -51,7 +50,7 @@ OTHER_PROTOCOLS: dict[str, bytes] = {
     "random after a signature": b"\xff" + bytes(8) + b"\x7f" + random.Random(9).randbytes(5000),
 }
 
-# -- ZMTP, spoken by hand: https://rfc.zeromq.org/spec/23/ --------------------------------------------------------------
+# -- ZMTP, spoken by hand (https://rfc.zeromq.org/spec/23/) ------------------------------------------------------------
 
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 
@@ -67,8 +66,11 @@ def command(name: bytes, body: bytes) -> bytes:
 
 def ready(socket_type: bytes, **properties: bytes) -> bytes:
     given = {"Socket-Type": socket_type, "Identity": b"", **properties}
-    body = b"".join(bytes([len(name)]) + name.encode() + struct.pack(">I", len(one)) + one for name, one in given.items())
-    return command(b"READY", body)
+    return command(b"READY", b"".join(_property(name.encode(), value) for name, value in given.items()))
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value
 
 
 FAILED_HANDSHAKES: dict[str, bytes] = {
@@ -242,6 +244,3 @@ def neighbour(broker: RunningBroker) -> Iterator[Neighbour]:
             one.goes_on()
         finally:
             one.end()
-
-
-
