@@ -63,6 +63,8 @@ def _read_host(
             verdict.counts["changes of a worker's state"] += 1
         elif what == "trouble":
             verdict.offend("no accident", f"{record['worker']}: {record['text']}", record)
+        elif what == "standing":
+            streams[record["worker"]].level(record)
         elif what in ("joining", "joined", "level"):
             stream = streams.setdefault(record["worker"], Stream(record["worker"], log, verdict))
             getattr(registrations, what)(record)
@@ -70,7 +72,7 @@ def _read_host(
                 getattr(stream, what)(record)
     for stream in streams.values():
         stream.end(was_killed=was_killed)
-    verdict.counts["workers"] += len(streams)
+    verdict.counts["workers and observers"] += len(streams)
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------

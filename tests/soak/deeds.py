@@ -133,6 +133,9 @@ class Deeds:
     def level(self, worker_id: str | None, epoch: str, seq: int, digest: str) -> None:
         self._write("level", worker=self.name, id=worker_id, epoch=epoch, seq=seq, digest=digest)
 
+    def standing(self, epoch: str, seq: int) -> None:
+        self._write("standing", worker=self.name, epoch=epoch, seq=seq)
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def leaving(self) -> None:

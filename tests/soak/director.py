@@ -22,7 +22,7 @@ from .plan import WORKERS_A_PROCESS
 from .processes import Process
 from .records import Recorder
 
-HEARTBEAT_S, TTL_S = 0.5, 2.0  # the defaults
+TTL_S, BEATS = 2.0, 4  # the broker's default, and how many heartbeats it has
 HISTORY = 300  # deltas held for those who resume: few, so that some have to take a snapshot
 PROXIED = range(1, 1000, 3)  # the slots whose links can be broken, of both faces
 COMPLETE_S = 60.0  # for each kind of fault to have come, however short the run
@@ -66,10 +66,18 @@ class Director:
     """One run; `close` ends whatever it started, also after a failure."""
 
     def __init__(
-        self, directory: Path, *, seed: int, seconds: float, workers: int, only: list[str] | None = None
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        seconds: float,
+        workers: int,
+        ttl_s: float = TTL_S,
+        only: list[str] | None = None,
     ) -> None:
         self.directory = directory
         self._seed, self._seconds, self._workers = seed, seconds, workers
+        self._ttl_s = ttl_s
         self._recorder = Recorder(directory / "director.jsonl")
         self._recorder.write("run", seed=seed, seconds=seconds, workers=workers)
         self._random = Random(seed)
@@ -164,7 +172,7 @@ class Director:
     def _start_broker(self, life: int) -> Process:
         words = [
             "tests.soak.broker", "--url", f"tcp://127.0.0.1:{self._ports[0]}",
-            "--stream-url", f"tcp://127.0.0.1:{self._ports[1]}", "--heartbeat", str(HEARTBEAT_S), "--ttl", str(TTL_S),
+            "--stream-url", f"tcp://127.0.0.1:{self._ports[1]}", "--heartbeat", str(self._ttl_s / BEATS), "--ttl", str(self._ttl_s),
             "--history", str(HISTORY),
         ]  # fmt: skip
         return self._start(f"broker.{life}", words)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .async_member import AsyncMember, run_on
-from .member import Member
+from .member import Member, Watcher
 from .plan import WORKERS_A_PROCESS, Will, slot_name
 from .processes import die_with_parent
 from .records import Recorder
@@ -34,13 +34,15 @@ ORDER_S = 120.0  # for the longest order, `finish`: far more than its calls may 
 
 
 class Threads:
-    """Members with the plain face."""
+    """Members with the plain face, and an observer."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._members = [Member(*each) for each in _members(options)]
+        self._watcher = Watcher(f"o{options.slot}.{options.life}", options.url, Recorder(options.records))
         self._workers: int = options.workers
 
     def begin(self) -> None:
+        self._watcher.begin()
         for member in self._members:
             member.begin()
 
@@ -58,9 +60,11 @@ class Threads:
         return [member.tell() for member in self._members]
 
     def finish(self) -> None:
+        self._watcher.finish()
         self._each(lambda member: member.finish(self._workers))
 
     def leave(self, must: bool) -> None:
+        self._watcher.leave()
         self._each(lambda member: member.leave(must=must))
 
     def _each(self, act: Any) -> None:

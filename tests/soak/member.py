@@ -217,6 +217,37 @@ class Member:
         return {FAIL: fail, RELAY: relay}.get(function_id, echo)
 
 
+class Watcher:
+    """An observer that reads `changes()`: no row, no function, and a stream like everybody's."""
+
+    def __init__(self, name: str, url: str, recorder: Recorder) -> None:
+        self._deeds = Deeds(name, recorder)
+        self._worker = Worker(name, url, retry=True, observer=True)
+        self._thread = threading.Thread(target=self._watch, name=f"{name} watches", daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._deeds.standing(*self._worker.position)
+
+    def leave(self) -> None:
+        self._worker.close()
+        self._thread.join(DRAIN_S)
+
+    def _watch(self) -> None:
+        with _Watched(self._deeds):
+            changes = self._worker.changes()
+            self._deeds.joining([])
+            try:
+                self._worker.start()
+            except Closed:
+                return
+            self._deeds.joined(*self._worker.position)
+            for change in changes:
+                self._deeds.heard(change)
+
+
 class _Watched:
     """A thread of ours never ends without a word."""
 

@@ -30,6 +30,7 @@ A line that a kill cut short (the kernel may stop between two pages) has no line
                                 running       call, worker, function, epoch, fence; the handler's first act
                                 heard         worker, change: [epoch, seq, kind, function, id, name, reason, left]
                                 level         worker, id, epoch, seq, digest: the registry as it is at the end
+                                standing      worker, epoch, seq: the same for an observer, named o3.2, who has no row
                                 leaving       worker; before its drain or close. left: worker
                                 trouble       worker, text: an exception that no fault explains
 

@@ -474,6 +474,15 @@ def a_last_change_that_was_not_heard(ledger: Ledger) -> None:
 
 
 @breaks("streams complete")
+def an_observer_that_heard_nothing(ledger: Ledger) -> None:
+    ledger["host.1.0"] += [
+        said("joining", 2.5, worker="o1.0", functions=[]),
+        said("joined", 2.6, worker="o1.0", epoch=EPOCH, seq=3),
+        said("standing", 9.0, worker="o1.0", epoch=EPOCH, seq=6),
+    ]
+
+
+@breaks("streams complete")
 def a_worker_that_heard_nothing(ledger: Ledger) -> None:
     ledger["host.1.0"] = [one for one in ledger["host.1.0"] if one["what"] != "heard"]
 
