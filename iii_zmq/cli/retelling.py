@@ -3,12 +3,15 @@
 A delta says which rows were put and which dropped, not whether a put row was new. That is told by
 
     what the earlier deltas of the stretch say of the row             if they mention it
+    what they say of its worker: who joined here had no rows before   if they do
     the delta's drops: whoever goes leaves only promotions behind     if it has any
     digest after = digest before + hashes of put rows - hashes of the rows they replace and of those dropped
                                                                       so that nothing replaced means: all are new
 
-Known limit: of several rows in one delta, of which some are new and some replaced, and none mentioned before, all are
-told as changed. Names of workers who had gone by the end and came before the start are not known.
+That leaves a doubt where one delta puts several rows, of which some are new and some replaced, and none was mentioned
+before: then all are told as changed. Who meets a doubt tells the whole history of the epoch instead, from its empty
+beginning, in which there is none; that fails only where the broker no longer holds all of it. Names of workers who had
+gone by the end and came before the start are not known.
 """
 
 from __future__ import annotations
@@ -68,6 +71,18 @@ def retell(epoch: str, deltas: Sequence[Delta], digest: bytes | None, present: P
     return changes
 
 
+def leaves_doubt(deltas: Iterable[Delta], digest: bytes | None) -> bool:
+    """Whether some row may be told as changed that was new, or as new that was changed."""
+    past = _Past()
+    for delta in deltas:
+        unsure = past.unsure(delta)
+        if unsure and not delta.drops and (digest is None or (len(unsure) > 1 and past.were_there(delta, digest))):
+            return True
+        past.take(delta, past.were_there(delta, digest))
+        digest = delta.digest
+    return False
+
+
 def _change(event: _Event, names: Mapping[str, str], counts: Mapping[str, int], epoch: str) -> Change:
     worker_id, function_id = event.key
     count = counts[function_id] if function_id else None
@@ -78,27 +93,46 @@ def _change(event: _Event, names: Mapping[str, str], counts: Mapping[str, int], 
 
 def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
     """All that happened, in the order in which it is told."""
-    known: dict[RowKey, bytes | None] = {}
+    past = _Past()
     events: list[_Event] = []
     for delta in deltas:
-        were_there = _were_there(delta, known, digest)
+        were_there = past.were_there(delta, digest)
         told = [_event(delta, key, True, False) for key in delta.drops]
         told += [_event(delta, key, key in were_there, True) for key in map(wire.row_key, delta.puts)]
         events += sorted(told, key=lambda event: _ORDER.index(event.kind))
-        known.update(dict.fromkeys(delta.drops))
-        known.update({wire.row_key(row): row for row in delta.puts})
+        past.take(delta, were_there)
         digest = delta.digest
     return events
 
 
-def _were_there(delta: Delta, known: Mapping[RowKey, bytes | None], digest: bytes | None) -> set[RowKey]:
-    """Which of the put rows were there before."""
-    keys = [wire.row_key(row) for row in delta.puts]
-    there = {key for key in keys if known.get(key) is not None}
-    unsure = [key for key in keys if key not in known]
-    if unsure and (delta.drops or _replaces_unknown_rows(delta, [known[key] for key in keys if key in known], digest)):
-        there.update(unsure)
-    return there
+class _Past:
+    """What the deltas so far tell of rows: `known` holds the rows that they mention, None where one is not there."""
+
+    def __init__(self) -> None:
+        self._known: dict[RowKey, bytes | None] = {}
+        self._arrived: set[str] = set()  # workers that joined in this stretch: all their rows are known
+
+    def unsure(self, delta: Delta) -> list[RowKey]:
+        """The put rows of which nothing is known yet."""
+        keys = map(wire.row_key, delta.puts)
+        return [key for key in keys if key not in self._known and key[0] not in self._arrived]
+
+    def were_there(self, delta: Delta, digest: bytes | None) -> set[RowKey]:
+        """Which of the put rows were there before."""
+        keys = [wire.row_key(row) for row in delta.puts]
+        replaced = [self._known.get(key) for key in keys]
+        there = {key for key, row in zip(keys, replaced, strict=True) if row is not None}
+        unsure = self.unsure(delta)
+        if unsure and (delta.drops or _replaces_unknown_rows(delta, replaced, digest)):
+            there.update(unsure)
+        return there
+
+    def take(self, delta: Delta, were_there: set[RowKey]) -> None:
+        """The next one is told."""
+        put = {wire.row_key(row): row for row in delta.puts}
+        self._arrived.update(key[0] for key in put if not key[1] and key not in were_there)
+        self._known.update(dict.fromkeys(delta.drops))
+        self._known.update(put)
 
 
 def _replaces_unknown_rows(delta: Delta, replaced: Iterable[bytes | None], digest: bytes | None) -> bool:

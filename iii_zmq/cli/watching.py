@@ -96,13 +96,18 @@ def _changes(
 def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | None:
     """What changed after that position until now; None when the broker can't tell."""
     from .history import fetch_past
-    from .retelling import retell
+    from .retelling import leaves_doubt, retell
 
     epoch = worker.position.epoch
     if asked.epoch not in ("", epoch):
         return None
     past = fetch_past(url, Position(epoch, asked.seq), CONNECT_TIMEOUT_S)
-    return None if past is None else retell(epoch, past.deltas, past.digest, _present(worker.replica))
+    if past is None:
+        return None
+    if leaves_doubt(past.deltas, past.digest):
+        past = fetch_past(url, Position(epoch, 0), CONNECT_TIMEOUT_S) or past
+    told = retell(epoch, past.deltas, past.digest, _present(worker.replica))
+    return [change for change in told if change.seq > asked.seq]
 
 
 def _present(replica: Replica) -> Present:

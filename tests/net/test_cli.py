@@ -408,6 +408,19 @@ def test_watch_resumes_with_exactly_what_was_missed(url: str, provider: Worker) 
         assert told == missed
 
 
+def test_watch_tells_new_from_replaced_functions_of_one_batch(url: str) -> None:
+    """The missed deltas alone do not say it: what came before them does."""
+    with Worker("guest", url) as guest:
+        guest.register("mix::old", print)
+        at = guest.position
+        guest.register_many([("mix::old", print, {"description": "again"}), ("mix::new", print)], replace=True)
+        _, *told = run("watch", "--from", str(at.seq), "--count", "2", "--json", url=url).lines
+    assert [(line["kind"], line["function_id"]) for line in told] == [
+        ("function_added", "mix::new"),
+        ("function_changed", "mix::old"),
+    ]
+
+
 def test_watch_goes_on_live_after_the_past(url: str, provider: Worker) -> None:
     at = provider.position
     with Worker("early", url), running("watch", "--from", str(at.seq), "--count", "3", "--json", url=url) as watching:
