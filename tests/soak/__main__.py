@@ -14,7 +14,7 @@ from types import FrameType
 
 from tests.net.brokers import ROOT, environment
 
-from .director import Director
+from .director import TTL_S, Director
 from .faults import WEIGHTS
 
 
@@ -28,7 +28,14 @@ def main() -> int:
         return 2
     seed = SystemRandom().randrange(10**9) if options.seed is None else options.seed
     print(f"seed {seed}, {options.workers} workers, {options.seconds:g} s, records in {directory}", flush=True)
-    director = Director(directory, seed=seed, seconds=options.seconds, workers=options.workers, only=options.only)
+    director = Director(
+        directory,
+        seed=seed,
+        seconds=options.seconds,
+        workers=options.workers,
+        ttl_s=options.ttl,
+        only=options.only,
+    )
     try:
         director.run()
     finally:
@@ -51,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long faults go on (default: 600)")
     parser.add_argument("--seed", type=int, help="which faults come and what workers do, but not when (default: any)")
     parser.add_argument("--workers", type=int, default=50, help="five a process (default: 50)")
+    parser.add_argument("--ttl", type=float, default=TTL_S, help=f"of the broker, in seconds (default: {TTL_S:g})")
     parser.add_argument("--only", nargs="+", metavar="FAULT", choices=WEIGHTS, help=f"of {', '.join(WEIGHTS)}")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the records there (default: only on a failure)")
     return parser.parse_args()

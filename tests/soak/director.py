@@ -172,8 +172,8 @@ class Director:
     def _start_broker(self, life: int) -> Process:
         words = [
             "tests.soak.broker", "--url", f"tcp://127.0.0.1:{self._ports[0]}",
-            "--stream-url", f"tcp://127.0.0.1:{self._ports[1]}", "--heartbeat", str(self._ttl_s / BEATS), "--ttl", str(self._ttl_s),
-            "--history", str(HISTORY),
+            "--stream-url", f"tcp://127.0.0.1:{self._ports[1]}", "--history", str(HISTORY),
+            "--heartbeat", str(self._ttl_s / BEATS), "--ttl", str(self._ttl_s),
         ]  # fmt: skip
         return self._start(f"broker.{life}", words)
 
