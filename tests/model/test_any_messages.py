@@ -7,7 +7,7 @@ reached all the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -19,7 +19,7 @@ from iii_zmq import wire
 from iii_zmq.core import answers, attendance, calls, engine, queues, registrations, registry, routes, sessions
 from iii_zmq.core.broker import BrokerCore
 from iii_zmq.core.registry import Registry
-from iii_zmq.core.session import EVERYONE, Malformed, Settings, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.session import EVERYONE, Malformed, Session, Settings, Subscribed, Undelivered, Unsubscribed
 from tests.core.brokerage import entry
 
 SESSIONS_MAX, OPEN_MAX, CREDIT_MAX, QUEUE_MAX, ROWS_MAX, HISTORY_MAX, OFFERS_MAX = 4, 3, 2, 2, 6, 4, 3
@@ -236,9 +236,15 @@ class AnyMessages(RuleBasedStateMachine):
             peer, message = self.sent[which % len(self.sent)]
             self.core.receive(peer, Undelivered(message, overflow), self.now)
 
-    @rule(peer=st.sampled_from([*PEERS, EVERYONE]))
-    def malformed(self, peer: bytes) -> None:
-        self.core.receive(peer, Malformed("garbage"), self.now)
+    @rule(
+        peer=st.sampled_from([*PEERS, EVERYONE]),
+        version=st.sampled_from([wire.VERSION, wire.VERSION, 2]),
+        kind=st.sampled_from([*wire.KINDS, 99]),
+        number=NUMBERS,
+    )
+    def malformed(self, peer: bytes, version: int, kind: int, number: int) -> None:
+        heading = None if peer == EVERYONE else wire.Heading(version, kind, number)
+        self.core.receive(peer, Malformed("garbage", heading), self.now)
 
     @rule(seconds=st.sampled_from([0.0, 0.001, 0.11, 0.5, 2.0, 20.0]))
     def time(self, seconds: float) -> None:
@@ -248,6 +254,8 @@ class AnyMessages(RuleBasedStateMachine):
     def whatever_is_sent_can_be_read(self) -> None:
         self.core.tick(self.now)
         for to, message in self.core.take_outbox():
+            if isinstance(message, wire.Refuse):
+                message.version = wire.VERSION  # in another one it is for others to read
             frame, payload = wire.encode(message)
             wire.decode(frame, payload, header_bytes_max=wire.STREAM_BYTES_MAX)
             if to in PEERS:
@@ -281,7 +289,13 @@ class AnyMessages(RuleBasedStateMachine):
     @invariant()
     def whoever_is_owed_something_is_here(self) -> None:
         parts, here = self.core._answers, set(self.core._sessions.by_peer.values())
-        owed = [parts._line, parts._snapshots, parts._progress._orders, parts._invited, parts._gathered]
+        owed: list[Iterable[Session]] = [
+            parts._line,
+            parts._snapshots,
+            parts._progress._orders,
+            parts._invited,
+            parts._gathered,
+        ]
         assert all(set(table) <= here for table in owed)
         assert set(parts._receipts.values()) == set(parts._invited)
         assert set(parts._progress._orders) == {session for session in here if session.answer is not None}
