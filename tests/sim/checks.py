@@ -461,6 +461,7 @@ class RouteCheck:
         self._turn = 0
         self._closed: dict[int, int] = {}  # call id -> the turn in which nobody waited for it any more
         self._byes: list[str] = []  # worker ids
+        self._fences: dict[str, int] = {}  # function id -> the highest that was handed out
 
     def on_arrival(self, peer: bytes, number: int) -> None:
         self._arrived[peer, number] = None
@@ -562,6 +563,10 @@ class RouteCheck:
             require(message.fence in (*fences, 0), f"{where} has fence {message.fence}, not {fences}")
             is_fenced = message.fence != 0 or not all(_is_exclusively_active(row) for row in rows if row is not None)
             require(is_fenced, f"{where} has no fence")
+        if message.fence:
+            highest = self._fences.get(call.function_id, 0)
+            require(message.fence >= highest, f"{where} has fence {message.fence}, after {highest} was handed out")
+            self._fences[call.function_id] = message.fence
         is_new = call.arrived_in == self._turn and not self._has_changed(call.function_id)
         require(not is_new or not self._is_draining(worker_id), f"{where}, a new one, was handed to one that drains")
         entry = wire.decode_entry(offers[-1].entry)

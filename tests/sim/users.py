@@ -306,6 +306,7 @@ class User:
         call_id, behaviour, took_s, _ = wire.unpack(run.payload)
         welcome = self._core.membership.welcome
         assert welcome is not None
+        require(run.epoch == welcome.epoch, f"call {call_id} of epoch {run.epoch} is executed in {welcome.epoch}")
         self._host.trace.note(self._host.name, f"executes call {call_id}")
         self._ledger.executed(call_id, run.function_id, welcome.worker_id)
         if behaviour == NEVER:
