@@ -29,6 +29,7 @@ from .signals import (
     STALE,
     Connect,
     Disconnect,
+    DropControl,
     Events,
     OpenStream,
     Outbox,
@@ -46,7 +47,8 @@ ANSWER_S = 5.0  # for a Welcome, and from it to the first part: as long as the b
 ANSWER_BEATS = 4  # the same, where the heartbeat is long
 FRESH_S = 5.0  # without a handshake: libzmq stops retrying after some refusals, without a word
 BACKOFF_FIRST_S = 0.05
-BACKOFF_MAX_S = 2.0  # after lost sessions: many workers may come back to a broker that is in trouble
+BACKOFF_MAX_S = 2.0  # after lost sessions: many workers may come back to a broker that is in trouble;
+BACKOFF_TTL = 0.5  # and of the TTL, after which a broker that heard our presence all the while drops our rows
 STRANGER_BACKOFF_MAX_S = 0.5  # after failed handshakes: where a stranger is now, the broker may be in a moment
 STREAM_AGAIN_S = 0.2  # after the stream's first failure, then twice as long each time
 TOLD_MAX = 16  # reasons for having no session that are told, until there is one: an outage is not to fill the log
@@ -124,10 +126,11 @@ class Membership:
         heartbeat_ms, ttl_ms = self._zmtp_times()
         self._outbox.append((LINK, Connect(self._profile.url, heartbeat_ms, ttl_ms)))
 
-    def reconnect(self, now: float, trouble: str, state: str = CONNECTING) -> None:
-        """No sockets now, fresh ones after a while that grows with the failures in a row."""
+    def reconnect(self, now: float, trouble: str, state: str = CONNECTING, *, drop_stream: bool = False) -> None:
+        """No control socket now, a fresh one after a while that grows with the failures in a row."""
         self._met_stranger = self.phase == AWAITING_CONNECTION
         wait_max = STRANGER_BACKOFF_MAX_S if self._met_stranger else BACKOFF_MAX_S
+        wait_max = min(wait_max, BACKOFF_TTL * self._zmtp_times()[1] / 1000)
         self.note(trouble)
         if now - self._opened_at >= BACKOFF_FORGOTTEN_S:
             self._attempts = 0
@@ -137,7 +140,7 @@ class Membership:
         if self._attempts:
             wait = min(wait_max, BACKOFF_FIRST_S * 2 ** min(self._attempts, 10)) * (0.5 + self._random() / 2)
         self._attempts += 1
-        self._outbox.append((LINK, Disconnect()))
+        self._outbox.append((LINK, Disconnect() if drop_stream else DropControl()))
         self._enter(PAUSING, now + wait)
 
     def greet(self, number: int, now: float) -> None:

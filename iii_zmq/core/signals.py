@@ -52,7 +52,14 @@ class StreamDisconnected:
 
 @dataclass(slots=True)
 class Failed:
-    """A handshake failed; the socket may never try again, so a fresh one is needed."""
+    """A handshake of the control socket failed, or a socket could not be made. libzmq may never try again."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class StreamFailed:
+    """A handshake of the stream socket failed, likewise."""
 
     text: str
 
@@ -64,14 +71,14 @@ class Unsent:
     message: wire.Message
 
 
-Happening = Reached | Connected | Disconnected | StreamConnected | StreamDisconnected | Failed | Unsent
+Happening = Reached | Connected | Disconnected | StreamConnected | StreamDisconnected | Failed | StreamFailed | Unsent
 
 # -- core -> Link ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Connect:
-    """Make a fresh control socket, closing an old one and its stream. Times in milliseconds, for ZMTP heartbeats."""
+    """Make a fresh control socket, closing an old one. Times in milliseconds, for ZMTP heartbeats."""
 
     url: str
     heartbeat_ms: int
@@ -99,11 +106,16 @@ class Unsubscribe:
 
 
 @dataclass(slots=True)
+class DropControl:
+    """Close the control socket alone: as long as the stream stands, its presence tells the broker that we live."""
+
+
+@dataclass(slots=True)
 class Disconnect:
     """Close both sockets; what was sent may linger a moment."""
 
 
-Order = Connect | OpenStream | Subscribe | Unsubscribe | Disconnect
+Order = Connect | OpenStream | Subscribe | Unsubscribe | DropControl | Disconnect
 
 Outbox = list[tuple[str, wire.Message | Order]]
 

@@ -58,6 +58,7 @@ from .signals import (
     Reached,
     StreamConnected,
     StreamDisconnected,
+    StreamFailed,
     Unsent,
 )
 
@@ -294,7 +295,7 @@ class WorkerCore:
         if self.membership.phase != GREETING or refuse.number != self.membership.hello_number:
             self.counters["unexpected"] += 1
         elif refuse.code == errors.CLOSING or (refuse.code == errors.LIMIT and self.membership.token):
-            self._lose_session(refuse.text, now)
+            self._lose_session(refuse.text, now, drop_stream=True)
         else:
             text = refuse.text
             if refuse.code == errors.VERSION:
@@ -309,13 +310,17 @@ class WorkerCore:
         elif self.offers.on_ack(ack):
             self._check_level()
 
-    def _lose_session(self, trouble: str, now: float, state: str = CONNECTING) -> None:
-        """The connection is gone or of no use: fresh sockets."""
+    def _lose_session(self, trouble: str, now: float, state: str = CONNECTING, *, drop_stream: bool = False) -> None:
+        """The connection is gone or of no use: a fresh control socket.
+
+        The stream goes on until a Welcome leads to a new one. A broker that is still there hears by it that we live,
+        and keeps our rows; closing it too made a worker leave and join whenever its control connection was cut.
+        """
         self._purge_outbox(now)
         self._pause()
         self.outgoing.lose_sent(wire.NUMBER_MAX, f"{trouble} while the call was open")
         self.incoming.orphan()
-        self.membership.reconnect(now, trouble, state)
+        self.membership.reconnect(now, trouble, state, drop_stream=drop_stream)
 
     def _pause(self) -> None:
         self.outgoing.paused()
@@ -397,8 +402,8 @@ class WorkerCore:
                 self._on_disconnected(phase, now)
             case StreamDisconnected():
                 self._on_stream_disconnected(phase, now)
-            case Failed():
-                self._on_failed(happening.text, phase, now)
+            case Failed() | StreamFailed():
+                self._on_failed(happening, phase, now)
             case Reached():
                 self.membership.reached()
             case Unsent():
@@ -426,13 +431,13 @@ class WorkerCore:
             self.counters["streams_failed"] += 1
             self.membership.stream_failed("", self._openings, now)
 
-    def _on_failed(self, text: str, phase: str, now: float) -> None:
-        """A handshake, or sockets that could not be made."""
-        if phase == AWAITING_CONNECTION:
+    def _on_failed(self, failure: Failed | StreamFailed, phase: str, now: float) -> None:
+        """A handshake, or sockets that could not be made. The stream of a session that is over does not matter."""
+        if phase == AWAITING_CONNECTION and isinstance(failure, Failed):
             self.counters["handshakes_failed"] += 1
-            self._lose_session(text, now)
+            self._lose_session(failure.text, now)
         elif phase == OPENING:
-            self.membership.stream_failed(text, self._openings, now)
+            self.membership.stream_failed(failure.text, self._openings, now)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -458,4 +463,4 @@ class WorkerCore:
             self._openings = 0
             known = self.membership.state in (CONNECTED, STALE)
             text = self.membership.trouble or "the broker does not answer"
-            self._lose_session(text, now, STALE if known else CONNECTING)
+            self._lose_session(text, now, STALE if known else CONNECTING, drop_stream=True)

@@ -35,12 +35,14 @@ from ..core.signals import (
     Connected,
     Disconnect,
     Disconnected,
+    DropControl,
     Failed,
     OpenStream,
     Order,
     Reached,
     StreamConnected,
     StreamDisconnected,
+    StreamFailed,
     Subscribe,
     Unsent,
     Unsubscribe,
@@ -334,7 +336,8 @@ class Link:
             elif event == _CONNECTED and not is_stream:
                 self.core.receive(LINK, Reached(), now)
             elif event in _FAILURES:
-                self.core.receive(LINK, Failed(_FAILURES[event]), now)
+                text = _FAILURES[event]
+                self.core.receive(LINK, StreamFailed(text) if is_stream else Failed(text), now)
 
     def _read_last_words(self, is_stream: bool, now: float) -> None:
         """What arrived before the connection went."""
@@ -380,6 +383,8 @@ class Link:
                     if self._sub is not None:
                         self._sub.setsockopt(zmq.UNSUBSCRIBE, order.topic)
                         self._news.add(self._sub_fd)
+                case DropControl():
+                    self._close_dealer()
                 case Disconnect():
                     self.close()
                 case _:
@@ -389,7 +394,7 @@ class Link:
             self.core.receive(LINK, Failed(str(error)), time.monotonic())
 
     def _connect(self, order: Connect) -> None:
-        self.close()
+        self._close_dealer()
         self._dealer = sockets.dealer(context(), order.heartbeat_ms, order.ttl_ms)
         self._dealer.setsockopt(zmq.RCVTIMEO, ALONE_MS)
         self._dealer_monitor = sockets.monitor(context(), self._dealer)

@@ -24,6 +24,7 @@ from iii_zmq.core.signals import (
     Disconnect,
     Disconnected,
     Drained,
+    DropControl,
     Failed,
     JoinRefused,
     NotOffered,
@@ -34,6 +35,7 @@ from iii_zmq.core.signals import (
     StateChanged,
     StreamConnected,
     StreamDisconnected,
+    StreamFailed,
     Subscribe,
     Troubled,
     Unsent,
@@ -272,7 +274,7 @@ def test_a_hello_without_an_answer_ends_in_fresh_sockets_later_and_later(place: 
         place.wait(waits[-1])
     assert waits == sorted(waits)
     assert waits[0] == pytest.approx(0.1)
-    assert waits[-1] == membership.BACKOFF_MAX_S
+    assert waits[-1] == membership.BACKOFF_TTL * membership.TTL_MS / 1000 < membership.BACKOFF_MAX_S
 
 
 @pytest.mark.parametrize("failure", [Failed("not ZMTP"), Disconnected()])
@@ -281,7 +283,7 @@ def test_a_failed_handshake_is_tried_again_soon_with_fresh_sockets(place: Place,
     place.core.connect(place.now)
     waits = []
     for _ in range(8):
-        place.link(Reached(), failure)
+        place.link(Reached(), failure, Disconnected())  # the second word on one failure counts for nothing
         waits.append(place.due_in())
         place.orders()
         place.wait(waits[-1])
@@ -364,10 +366,26 @@ def test_a_presence_that_is_not_heard_is_said_again_then_all_is_made_anew(place:
     assert place.core.membership.trouble == "the broker answers, but its stream at tcp://server:5571 does not"
 
 
+def test_the_stream_goes_on_while_the_control_connection_is_made_anew(joined: Place) -> None:
+    """It was closed with the control connection, so the broker heard no presence any more: who only lost the one
+    connection left and joined, instead of keeping its rows. What becomes of the old stream does not matter."""
+    joined.link(Disconnected())
+    joined.wait(0.0)
+    joined.truth.change(worker("third"))
+    joined.stream(joined.truth.message())
+    assert "third" in joined.core.replica.workers
+    joined.link(StreamFailed("no matter"), StreamDisconnected(), Connected())
+    (hello,) = joined.sent(wire.Hello)
+    joined.link(StreamFailed("no matter"), StreamDisconnected())
+    assert joined.phase() == membership.GREETING
+    joined.hear(joined.welcome(hello, kept=True))
+    assert [type(order) for order in joined.orders()] == [OpenStream]
+
+
 def test_a_stream_that_fails_at_once_is_made_anew_soon(place: Place) -> None:
     hello = place.greeted()
     waits = []
-    for failures, failure in enumerate([Failed("no such socket")] + 3 * [StreamDisconnected()]):
+    for failures, failure in enumerate([StreamFailed("no such socket")] + 3 * [StreamDisconnected()]):
         assert place.core.counters["streams_failed"] == max(0, failures - 1)
         place.hear(place.welcome(hello))
         place.sent()
@@ -504,7 +522,7 @@ def test_a_lost_connection_ends_calls_and_comes_back_with_the_token(offering: Pl
     place.hear(call_for(5))
     place.events()
     place.link(Disconnected())
-    assert place.orders() == [Disconnect()]
+    assert place.orders() == [DropControl()]
     ended, cancelled, state = place.events(CallEnded, CancelCall, StateChanged)
     assert (ended.number, ended.outcome.fate, ended.outcome.code) == (sent, "possibly_executed", "broker_lost")
     assert cancelled.run.cancelled
@@ -945,6 +963,20 @@ def test_a_call_without_a_session_waits_for_its_timeout_or_patience(place: Place
     assert (ended.number, type(ended.outcome), ended.outcome.fate) == (long, errors.BrokerLost, "not_handed_over")
     assert sent & SENDS
     assert place.core.counters["sends_failed"] == 1
+
+
+def test_a_call_that_waited_in_vain_tells_why_there_is_no_session(joined: Place) -> None:
+    joined.link(Disconnected())
+    joined.wait(0.0)
+    joined.link(Failed("the peer refused"))
+    short, long = joined.call(timeout=1.0), joined.call(timeout=9.0)
+    joined.wait(1.0)
+    joined.wait(1.0)
+    told = {event.number: str(event.outcome) for event in joined.events(CallEnded)}
+    assert told == {
+        short: "f: no session with the broker within its timeout: the peer refused (not_handed_over)",
+        long: "f: no session with the broker: the peer refused (not_handed_over)",
+    }
 
 
 def test_a_send_leaves_nothing_behind(joined: Place) -> None:

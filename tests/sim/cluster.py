@@ -27,6 +27,7 @@ from iii_zmq.core.signals import (
     Connect,
     Disconnect,
     Disconnected,
+    DropControl,
     Happening,
     OpenStream,
     Order,
@@ -351,7 +352,7 @@ class WorkerHost(Host):
         self.trace.note(self.name, f"does {describe_value(order)}")
         match order:
             case Connect():
-                self._close()
+                self._close_dealer()
                 self.dealer = Socket(self, self.path, order.heartbeat_ms / 1000, order.ttl_ms / 1000, None)
             case OpenStream():
                 if self.sub is not None:
@@ -364,16 +365,23 @@ class WorkerHost(Host):
             case Unsubscribe():
                 if self.sub is not None:
                     self.sub.unsubscribe(order.topic)
+            case DropControl():
+                self._close_dealer()
             case Disconnect():
                 self._close()
             case _:
                 errors.assert_never(order)
 
+    def _close_dealer(self) -> None:
+        if self.dealer is not None:
+            self.dealer.close()
+        self.dealer = None
+
     def _close(self) -> None:
-        for socket in (self.sub, self.dealer):
-            if socket is not None:
-                socket.close()
-        self.dealer = self.sub = None
+        if self.sub is not None:
+            self.sub.close()
+        self.sub = None
+        self._close_dealer()
 
 
 class Spins:
