@@ -8,16 +8,18 @@ later back. A test waits for what a user wants: that the worker's function can b
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from iii_zmq import CallFailed, ProviderLost, Worker
 from tests.fault.impostors import PLAIN_SOCKETS, ZMQ_SOCKETS, Impostor, impostor
-from tests.fault.proxy import Proxies, Proxy
+from tests.fault.proxy import Proxies, Proxy, address
 from tests.fault.victim import Victim, victim
 from tests.net.brokers import RunningBroker, free_url, running_broker
 
@@ -211,3 +213,58 @@ def test_half_open_connections_leave_the_registrations_as_they_are(
     for name in ("half1", "half2"):
         process.leave(name)
     until(lambda: watcher.call("engine::status")["workers"] == 0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("side", ["control", "stream"])
+def test_one_of_the_two_connections_cut_again_and_again_changes_no_row(
+    side: str, kind: str, watcher: Worker, proxies: Proxies, process: Victim, comings: list[str]
+) -> None:
+    """The control connection is cut: a takeover. The stream is cut: a renewal. Five times each."""
+    assert process.join(kind, "cut", proxies.url) == "joined"
+    watcher.wait_for("victim::cut")
+    before, seen = rows(watcher), list(comings)
+    proxy: Proxy = getattr(proxies, side)
+    for _ in range(5):
+        sessions = process.tell("cut")["counters"]["sessions"]
+        proxy.cut()
+        until(lambda sessions=sessions: process.tell("cut")["counters"]["sessions"] > sessions)
+        until(lambda: whole(process, "cut"))
+        until_callable(watcher, "cut")
+    assert rows(watcher) == before
+    assert comings == seen
+    process.leave("cut")
+
+
+class _NoBroker(BaseHTTPRequestHandler):
+    """As web servers are: who asks for nothing is left alone for a while, and then let go."""
+
+    timeout = 0.1
+    asked = threading.Event()
+
+    def setup(self) -> None:
+        super().setup()
+        self.asked.set()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_web_server_may_have_the_address_for_a_while(process: Victim) -> None:
+    url = free_url()
+    web = [address(url), (address(url)[0], address(url)[1] + 1)]
+    with running_broker(url=url):
+        assert process.join("sync", "web", url) == "joined"
+    for _ in range(3):
+        with ExitStack() as stack:
+            _NoBroker.asked.clear()
+            for one in web:
+                server = stack.enter_context(ThreadingHTTPServer(one, _NoBroker))
+                thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+                thread.start()
+                stack.callback(thread.join)
+                stack.callback(server.shutdown)
+            assert _NoBroker.asked.wait(PATIENCE_S)
+        with running_broker(url=url), Worker("watcher", url, observer=True) as watcher:
+            until_callable(watcher, "web")
+    process.leave("web")

@@ -62,10 +62,10 @@ class Victim:
 
 
 @contextmanager
-def victim(**variables: str) -> Iterator[Victim]:
-    """Killed at the end, if it still lives."""
+def victim(*prefix: str, **variables: str) -> Iterator[Victim]:
+    """Killed at the end, if it still lives. `prefix` is a command that executes the one behind it."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__))],
+        [*prefix, sys.executable, str(Path(__file__))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment() | variables,
     )  # fmt: skip
     try:
