@@ -46,7 +46,7 @@ GC_THRESHOLDS = (50_000, 20, 100)
 GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: an idle registry's never wait
 TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
 SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
-DESCRIPTORS_LOOK_S = 0.5  # between two looks at whether a descriptor is left
+LOOK_S = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
 DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
@@ -95,8 +95,8 @@ class Broker:
         self._stopping = False
         self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
         self._turn_window_until = 0.0
-        self._debug = False  # whether every message gets a line in the log: asked once a turn, it costs 50 ns
-        self._descriptors_at = 0.0  # when to look again
+        self._debug = False  # whether every message gets a line in the log
+        self._look_at = 0.0  # when to look again at what seldom changes
         self._lacks_descriptors = False
         self._complain_at = 0.0
         self._complaints_held_back = 0
@@ -165,13 +165,14 @@ class Broker:
 
     def _turn(self, ready: list[tuple[int, int]]) -> None:
         began = time.monotonic()
-        self._debug = log.isEnabledFor(logging.DEBUG)
         backlog = self._router_may_hold
         self._hear(ready)
         if self._monitors_may_hold:
             self._count_strangers()
-        if began >= self._descriptors_at:
-            self._look_at_descriptors(began)
+        if began >= self._look_at:
+            self._look_at = began + LOOK_S
+            self._debug = log.isEnabledFor(logging.DEBUG)
+            self._look_at_descriptors()
         if self._xpub_may_hold:
             self._read_subscriptions(began)
         bad_news = bool(self._lost or self._undelivered)
@@ -212,9 +213,8 @@ class Broker:
             except zmq.Again:
                 pass
 
-    def _look_at_descriptors(self, now: float) -> None:
+    def _look_at_descriptors(self) -> None:
         """Without a free descriptor libzmq accepts nobody, and says nothing: newcomers wait in the system's queue."""
-        self._descriptors_at = now + DESCRIPTORS_LOOK_S
         try:
             os.close(os.dup(self._xpub_fd))
         except OSError:

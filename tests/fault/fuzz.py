@@ -7,6 +7,9 @@
 One input is bytes. Entry points that take messages in an order read the bytes as a program: see `Source`. A run is the
 same for the same seed, but for `shell`, where a real broker has its own timing. A failure is made as small as it goes,
 printed with its traceback and the command that repeats it, and is exit status 1.
+
+Steps from line to line are seen with `sys.settrace`: slow, but there is nothing to install. atheris, which would make
+more runs a second, is 35 MB of native code.
 """
 
 from __future__ import annotations
