@@ -39,6 +39,7 @@ from .signals import (
 
 IDLE, PAUSING, AWAITING_CONNECTION = "idle", "pausing", "connecting"
 GREETING, OPENING, OPEN, LEFT, OVER = "greeting", "opening", "open", "left", "over"
+_WAY = {GREETING: 1, OPENING: 2, OPEN: 3}
 
 HEARTBEAT_MS = 500  # until a Welcome tells the broker's
 TTL_MS = 2000
@@ -81,6 +82,7 @@ class Membership:
         self._counters = counters
         self._random = random
         self.phase = IDLE
+        self.furthest = 0  # how far along the way to a session it has ever been: never less again
         self.state = NEW
         self.welcome: wire.Welcome | None = None
         self.hello_number = 0
@@ -235,6 +237,7 @@ class Membership:
     def _enter(self, phase: str, due: float) -> None:
         self.phase = phase
         self._phase_due = due
+        self.furthest = max(self.furthest, _WAY.get(phase, 0))
 
     def _say_state(self, state: str, text: str) -> None:
         if state != self.state:

@@ -162,9 +162,9 @@ class WorkerCore:
         return events
 
     @property
-    def progress(self) -> tuple[bool, int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """Differs from what it was before whenever joining has come further: a large registry takes its time."""
-        return self.membership.welcome is not None, self.following.parts, self.replica.position.seq
+        return self.membership.furthest, self.following.parts, self.replica.position.seq
 
     def counted(self) -> dict[str, int]:
         """All counters, so that a reader sees every name from the start."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import errors, wire
+from ..core.patience import Patience
 from ..core.signals import CONNECTED, CallEnded, CancelCall, Event, RunCall
 from ..core.worker import WorkerCore
 from . import keeper
@@ -92,11 +93,13 @@ class Loop:
         ticket = core.offers.register(self._handlers.entries) if self._handlers.entries else None
         core.connect(began)
         self.turn_soon()
-        progress = core.progress
-        while not await self.wait(lambda: core.membership.state == CONNECTED or bool(desk.refused), timeout):
-            if core.progress == progress:
-                raise unreachable(core.profile.url, _clock() - began, core.membership.trouble)
-            progress = core.progress
+        patience = Patience(timeout, core.progress)
+        asked_at = began
+        while not await self.wait(lambda: core.membership.state == CONNECTED or bool(desk.refused), patience.slice_s):
+            now = _clock()
+            if patience.is_over(now - asked_at, core.progress) or self.unusable is not None:
+                raise unreachable(core.profile.url, now - began, core.membership.trouble)
+            asked_at = now
         if self.desk.refused is not None:
             raise errors.Refused(
                 f"the broker at {core.profile.url} refused: {self.desk.refused.text}", self.desk.refused.code

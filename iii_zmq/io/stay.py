@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from .. import errors
+from ..core.patience import Patience
 from ..core.signals import CONNECTED
 from . import keeper
 from .driving import Driver
@@ -31,7 +32,7 @@ class Stay:
     def join(self, timeout: float | None, is_over: Callable[[], bool] | None) -> list[tuple[str, str, str]]:
         """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused.
 
-        The timeout begins anew as long as there is progress: a large registry takes its time.
+        What counts of the timeout is told in core/patience.py.
         """
         began = time.monotonic()
         core, desk = self._core, self._driver.desk
@@ -40,11 +41,13 @@ class Stay:
         def is_settled() -> bool:
             return core.membership.state == CONNECTED or desk.refused is not None or (is_over is not None and is_over())
 
-        progress = core.progress
-        while not self._driver.wait(is_settled, timeout):
-            if core.progress == progress:
-                raise unreachable(core.profile.url, time.monotonic() - began, core.membership.trouble)
-            progress = core.progress
+        patience = Patience(timeout, core.progress)
+        asked_at = began
+        while not self._driver.wait(is_settled, patience.slice_s):
+            now = time.monotonic()
+            if patience.is_over(now - asked_at, core.progress) or self._driver.ended:
+                raise unreachable(core.profile.url, now - began, core.membership.trouble)
+            asked_at = now
         if desk.refused is not None:
             raise errors.Refused(f"the broker at {core.profile.url} refused: {desk.refused.text}", desk.refused.code)
         keeper.keep(self)

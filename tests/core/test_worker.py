@@ -711,6 +711,18 @@ def test_an_answer_in_several_parts(joined: Place) -> None:
     assert [message.index for message in joined.sent(wire.Received)] == [0, 1]
 
 
+def test_each_step_towards_a_session_is_progress_once() -> None:
+    """A broker that is slow to answer is there; one that takes connections and never answers is not waited for on."""
+    place = Place()
+    place.core.connect(place.now)
+    seen = [place.core.progress]
+    for happening in (Connected(), Disconnected(), Connected()):
+        place.link(happening)
+        place.wait(5.0)
+        seen.append(place.core.progress)
+    assert seen[0] != seen[1] == seen[2] == seen[3]
+
+
 def test_a_connection_that_was_made_anew_unasked_changes_nothing(joined: Place) -> None:
     joined.link(Connected())
     assert joined.sent() == []
