@@ -16,7 +16,7 @@ import zmq
 from iii_zmq import wire
 from iii_zmq.io.broker import AddressInUse, Broker, default_stream_url
 from tests.net.brokers import RunningBroker, running_broker
-from tests.net.raw import HEARTBEAT_MS, NIL, TTL_MS, RawPeer, has_left, raw_worker
+from tests.net.raw import NIL, RawPeer, raw_worker
 
 pytestmark = pytest.mark.net
 
@@ -151,53 +151,6 @@ def test_a_killed_provider_is_known_at_once_with_the_fate_of_its_calls(peer: Raw
         took_s = time.monotonic() - began
     assert (failure.code, failure.fate) == ("provider_lost", "possibly_executed")
     assert took_s < 0.05 + SLACK_S
-
-
-@pytest.mark.slow
-def test_a_stopped_provider_under_traffic_is_dropped_within_the_ttl_and_a_beat(broker: RunningBroker) -> None:
-    with RawPeer(broker.url) as peer, raw_worker(broker, "stopped") as worker:
-        peer.join("caller")
-        for _ in range(100):  # for longer than a heartbeat: before its first PING a connection has no TTL
-            peer.call("stopped", timeout_s=5.0)
-            peer.read(wire.Result)
-            time.sleep(0.01)
-        while peer.read_stream(0.0) is not None:
-            pass
-        worker.send_signal(signal.SIGSTOP)
-        stopped_at = time.monotonic()
-        while not saw_leave(peer):
-            peer.call("stopped", timeout_s=5.0)
-            time.sleep(0.01)
-            assert time.monotonic() - stopped_at < 10.0
-        took_s = time.monotonic() - stopped_at
-    assert took_s < (TTL_MS + HEARTBEAT_MS) / 1000 + SLACK_S
-
-
-def saw_leave(peer: RawPeer) -> bool:
-    message = peer.read_stream(0.0)
-    return isinstance(message, wire.Deltas) and any(has_left(wire.decode_delta(data)) for data in message.deltas)
-
-
-@pytest.mark.slow
-def test_after_a_pause_of_the_broker_rows_are_taken_over_without_a_leave() -> None:
-    with running_broker("--ttl", "1", "--heartbeat", "0.25") as broker, RawPeer(broker.url, ttl_ms=1000) as peer:
-        peer.join("sleeper", "f")
-        first = peer.welcome
-        assert first is not None
-        os.kill(broker.pid, signal.SIGSTOP)
-        time.sleep(2.5)
-        os.kill(broker.pid, signal.SIGCONT)
-        until = time.monotonic() + 5.0
-        while (message := peer.read_any(0.05)) is None or not isinstance(message, wire.Unknown):
-            peer.send(wire.Heartbeat(0, "", 0, 0, 0))
-            assert time.monotonic() < until
-        welcome = peer.hello("sleeper", functions=wire.functions_digest([wire.encode_entry(wire.FunctionEntry("f"))]))
-        assert (welcome.kept, welcome.worker_id) == (True, first.worker_id)
-        peer.subscribe()
-        counters = peer.counters("pauses", "kept", "left_died", "left_silent", "left_replaced")
-        assert (counters[0] >= 1, counters[1:]) == (True, [1, 0, 0, 0])
-        peer.call("f")
-        assert peer.read(wire.Call).function_id == "f"
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------

@@ -706,45 +706,6 @@ def test_a_script_between_two_calls_is_not_stalled(make: Callable[..., Worker]) 
 
 
 @pytest.mark.fault
-def test_a_stuck_inline_handler_shows_as_stalled_and_recovers(make: Callable[..., Worker]) -> None:
-    with running_broker(*QUICK) as broker, make("watcher", url=broker.url) as watcher:
-        provider = make("stuck", url=broker.url, threads=0)
-        provider.register("stuck::sleep", time.sleep)
-        provider.start()
-        watcher.wait_for("stuck::sleep")
-        future = watcher.submit("stuck::sleep", 1.5)
-        state = lambda: watcher.workers[provider.id].state  # type: ignore[index]  # noqa: E731
-        until(lambda: state() == "stalled")
-        assert not future.done()
-        future.result(10)
-        until(lambda: state() == "ready")
-
-
-@pytest.mark.fault
-def test_a_stopped_process_comes_back_whole(make: Callable[..., Worker]) -> None:
-    code = """
-        import sys
-        from iii_zmq import Worker
-        worker = Worker("stopped", sys.argv[1])
-        worker.register("stop::echo", lambda x: x)
-        worker.run()
-    """
-    with running_broker(*QUICK) as broker, make("watcher", url=broker.url) as watcher:
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), broker.url], env=environment())
-        try:
-            watcher.wait_for("stop::echo")
-            time.sleep(0.3)  # until its first ZMTP heartbeat the broker has no time limit for it
-            process.send_signal(signal.SIGSTOP)
-            until(lambda: "stop::echo" not in watcher.functions, 10.0)
-            process.send_signal(signal.SIGCONT)
-            watcher.wait_for("stop::echo", timeout=10)
-            assert watcher.call("stop::echo", 1) == 1
-        finally:
-            process.kill()
-            process.wait()
-
-
-@pytest.mark.fault
 def test_a_stopped_broker_makes_its_workers_stale_and_finds_them_again(make: Callable[..., Worker]) -> None:
     with running_broker(*QUICK) as broker, make("a", url=broker.url) as worker:
         worker.register("pause::echo", echo)
