@@ -13,6 +13,7 @@ ratio within a run is what to compare; the absolute figures only say how the day
     calls.py       call                                  stream.py    fanout, join
     scenarios.py   crowd, silence, churn                 crews.py     asking many workers
     settings.py    what was asked for                    __main__.py  arguments and order
+    peers/         beside NATS, Crossbar and others: `--peers`, with arguments of its own
 
 The parent process holds no sockets and never imports the product: it starts children, tells
 them what to do over their standard input, and reads one JSON line back.

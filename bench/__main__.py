@@ -27,6 +27,10 @@ WITH_FLOORS = ("call", "fanout", "join")
 
 
 def main(argv: list[str]) -> int:
+    if "--peers" in argv:
+        from bench.peers import command
+
+        return command.main([word for word in argv if word != "--peers"])
     asked = _parse(argv)
     modes = ("pinned", "free") if asked.mode == "both" else (asked.mode,)
     settings = Settings(modes, asked.quick, asked.floors, asked.seconds)
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="iii_zmq beside bare ZeroMQ")
+    parser.add_argument("--peers", action="store_true", help="beside NATS and others instead; see --peers --help")
     parser.add_argument("what", nargs="*", metavar="|".join(BENCHMARKS), help="default: all")
     parser.add_argument("--mode", choices=("pinned", "free", "both"), default="both")
     parser.add_argument("--quick", action="store_true", help="shorter: not for quoting")

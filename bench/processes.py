@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ANSWER_TIMEOUT_S = 60.0  # no single question of a benchmark takes longer
 BROKER_END_S = 3.0  # what a broker gets to end by itself after SIGTERM
+PORT_PAUSE_S = 0.05  # between two tries to reach a server that is starting
 STDERR_TAIL = 2_000  # bytes of a child's stderr that an error message shows
 
 _PR_SET_PDEATHSIG = 1
@@ -36,17 +38,29 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """One process: JSON lines in on its stdin, JSON lines out on its stdout."""
+    """One process: JSON lines in on its stdin, JSON lines out on its stdout.
 
-    def __init__(self, name: str, argv: list[str], pinned: bool) -> None:
+    A foreign server (`talks` is false) talks no JSON: what it prints is kept with its stderr.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: list[str],
+        pinned: bool,
+        *,
+        env: dict[str, str] | None = None,
+        talks: bool = True,
+    ) -> None:
         self.name = name
         self._unread = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in end())
         self._process = subprocess.Popen(
             argv,
             cwd=ROOT,
+            env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if talks else self._stderr,
             stderr=self._stderr,
             start_new_session=True,
             preexec_fn=lambda: _prepare(pinned),
@@ -97,6 +111,33 @@ class Child:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def await_port(self, port: int, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Wait until something listens on this port of loopback.
+
+        Raises: ChildFailed when the process ended first, or time was up.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise self._failed("ended before it listened")
+            try:
+                socket.create_connection(("127.0.0.1", port), 1.0).close()
+                return
+            except OSError:
+                time.sleep(PORT_PAUSE_S)
+        raise self._failed(f"did not listen within {timeout_s} s")
+
+    def pids(self) -> list[int]:
+        """This process and all that it started (crossbar's router is a child of its controller)."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getsid(int(entry)) == self.pid:
+                    found.append(int(entry))
+            except OSError:
+                pass  # ended meanwhile
+        return found
+
     def signal(self, number: signal.Signals) -> int:
         """Send a signal; the moment just before, in monotonic nanoseconds."""
         now = time.monotonic_ns()
@@ -111,12 +152,15 @@ class Child:
                 self._process.wait(grace_s)
             except subprocess.TimeoutExpired:
                 pass
-        self._process.kill()
+        try:
+            os.killpg(self.pid, signal.SIGKILL)  # its session, so also what it started itself
+        except ProcessLookupError:
+            pass  # ended and gone
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
-            assert pipe is not None
             try:
-                pipe.close()
+                if pipe is not None:
+                    pipe.close()
             except BrokenPipeError:
                 pass  # unsent bytes for a child that is gone
 
@@ -147,6 +191,7 @@ class Children:
         self._pinned = pinned
         self._children: list[Child] = []
         self._brokers: list[Child] = []
+        self._directories: list[tempfile.TemporaryDirectory[str]] = []
 
     def __enter__(self) -> Children:
         return self
@@ -161,16 +206,33 @@ class Children:
             child.end()
         for child in self._brokers:
             child.end(BROKER_END_S)
+        for directory in self._directories:
+            directory.cleanup()
 
     def start(self, role: str, **details: Any) -> Child:
         """Start `role` ("floors.echo" is `bench.floors.echo`) without waiting for it.
 
         Its first `answer()` says that it is ready.
         """
-        argv = [sys.executable, "-m", "bench.roles", role, json.dumps(details)]
-        child = Child(role, argv, self._pinned)
+        return self.run(role, [sys.executable, "-m", "bench.roles", role, json.dumps(details)])
+
+    def run(self, name: str, argv: list[str]) -> Child:
+        """Start a program that keeps to the protocol of roles.py, without waiting for it."""
+        child = Child(name, argv, self._pinned)
         self._children.append(child)
         return child
+
+    def serve(self, name: str, argv: list[str], env: dict[str, str] | None = None) -> Child:
+        """Start a foreign server, without waiting for it; it is ended like the broker."""
+        child = Child(name, argv, self._pinned, env=env, talks=False)
+        self._brokers.append(child)
+        return child
+
+    def directory(self) -> Path:
+        """A directory for a server's data, removed when the block is left."""
+        directory = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+        self._directories.append(directory)
+        return Path(directory.name)
 
     def start_all(self, roles: Iterable[tuple[str, dict[str, Any]]]) -> list[Child]:
         """Start several side by side and wait until all are ready."""
@@ -186,6 +248,14 @@ class Children:
         self._brokers.append(child)
         found = child.read()
         return Broker(found["url"], found["stream_url"], found["pid"], child)
+
+
+def free_port() -> int:
+    """A port of loopback that was free just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
 
 
 def _prepare(pinned: bool) -> None:
