@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ CONNECT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_MIN_S = 0.25  # with less, a broker on the other side of a LAN would be called unreachable
 NAME = "iii-broker"
 
+# What goes wrong is told by the verb, in one line. Without any handler Python would print the library's warnings, too.
+_SILENT = logging.NullHandler()
+
 
 @contextmanager
 def joined(url: str | None, timeout: float | None = None) -> Iterator[Worker]:
@@ -27,6 +31,7 @@ def joined(url: str | None, timeout: float | None = None) -> Iterator[Worker]:
         worker = Worker(NAME, url, threads=0, connect_timeout=max(CONNECT_TIMEOUT_MIN_S, patience_s), observer=True)
     except (TypeError, ValueError) as error:
         raise usage(str(error)) from error
+    logging.getLogger("iii_zmq").addHandler(_SILENT)
     with worker:
         yield worker
 
