@@ -291,6 +291,12 @@ def test_what_is_malformed_is_counted() -> None:
     assert broker.count("malformed") == [1]
 
 
+def test_the_log_learns_whose_connection_it_is() -> None:
+    broker = Brokerage()
+    a = broker.join("a")
+    assert (broker.core.session_at(b"a"), broker.core.session_at(b"x")) == (broker.session(a), None)
+
+
 def test_topics_that_mean_nothing_are_no_matter() -> None:
     broker = Brokerage()
     broker.hear(Subscribed(b"s|"), Subscribed(b"w|x+"), Unsubscribed(b"w|x"), Unsubscribed(b""))
