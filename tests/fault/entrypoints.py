@@ -11,7 +11,7 @@ from typing import Any
 from iii_zmq import errors, wire
 from iii_zmq.cli import payloads
 from iii_zmq.cli.exits import CommandError
-from iii_zmq.core.admission import read_entry
+from iii_zmq.core.admission import DEPTH_MAX, read_entry
 from iii_zmq.core.membership import Profile
 from iii_zmq.core.outgoing import OPEN_CALLS_MAX
 from iii_zmq.core.session import EVERYONE, Malformed
@@ -123,7 +123,7 @@ def run_decode_row(data: bytes) -> None:
 
 
 def run_decode_entry(data: bytes) -> None:
-    """What is let into the registry can be encoded again, in lists too: nesting is bounded."""
+    """What is let into the registry can be encoded again, and its nesting is bounded."""
     taken = read_entry(data)
     try:
         decoded = wire.decode_entry(data)
@@ -132,7 +132,14 @@ def run_decode_entry(data: bytes) -> None:
         return
     if isinstance(taken, wire.FunctionEntry):
         assert wire.decode_entry(wire.encode_entry(taken)) == decoded or _has_nan(data)
-        wire.unpack(wire.pack([[[taken.metadata, taken.request_schema, taken.response_schema]]]))
+        assert max(map(_depth, (taken.metadata, taken.request_schema, taken.response_schema))) <= DEPTH_MAX
+
+
+def _depth(value: Any) -> int:
+    """Of maps and arrays in one another; msgpack itself takes no more than some 1,000."""
+    if isinstance(value, dict | list):
+        return 1 + max([_depth(one) for one in (value.values() if isinstance(value, dict) else value)], default=0)
+    return 0
 
 
 def _has_nan(data: bytes) -> bool:
@@ -271,7 +278,7 @@ class WorkerRun:
 
     def step(self, source: Source) -> None:
         core, now = self.core, self.now
-        match source.byte() % 12:
+        match source.byte() % 13:
             case 0:
                 core.receive(LINK, source.choose([Connected(), Connected(), Disconnected(), Failed("no")]), now)
             case 1:
@@ -296,6 +303,9 @@ class WorkerRun:
                 core.receive(LINK, Unsent(self.sent[source.byte() % len(self.sent)]), now)
             case 10 if source.byte() % 8 == 0:
                 source.choose([core.leave, core.end])()
+            case 11:
+                number, function_id = source.byte() % 4, source.choose(["g", "f", "nothing"])
+                core.receive(BROKER, wire.Call(number, function_id, "other", 900, "", 0, 0, NIL), now)
             case _:
                 numbers = [*self.asked[-2:], *sorted(self.open)[:4], *[run.number for run in self.running[-2:]]]
                 message = built(source, ["other", "w9"], [bytes(16)], numbers)
@@ -356,6 +366,8 @@ class WorkerRun:
                     self.hello = message.number if isinstance(message, wire.Hello) else self.hello
         for event in core.take_events():
             if isinstance(event, RunCall):
+                others = [run for run in self.running if not run.cancelled]
+                assert event.number not in [run.number for run in others], f"call {event.number} runs twice"
                 self.running.append(event)
             elif isinstance(event, CallEnded) and event.number in self.open:
                 self.open.remove(event.number)
@@ -421,7 +433,8 @@ def _plain_entry(name: str, run: Callable[[bytes], None], seeds: list[bytes]) ->
     return lambda: EntryPoint(name, run, seeds)
 
 
-PROGRAMS = [bytes([number, step, *range(step, step + 12)]) for number in range(3) for step in range(12)]
+DEEP = function_entry("f", metadata={"a": wire.unpack(b"\x91" * 90 + b"\x01")})
+PROGRAMS = [bytes([number, step, *range(step, step + 12)]) for number in range(3) for step in range(13)]
 JOINING = bytes([0, 0, 2, 1, 3, 1, 1, 1, 1])  # Connected, Welcome, the answer: the worker is in
 ENTRIES: dict[str, Callable[[], EntryPoint]] = {
     "decode": _plain_entry("decode", run_decode, [b"\0" + frame for frame in FRAMES]),
@@ -429,7 +442,7 @@ ENTRIES: dict[str, Callable[[], EntryPoint]] = {
     "decode_delta": _plain_entry("decode_delta", run_decode_delta, [DELTA]),
     "decode_row": _plain_entry("decode_row", run_decode_row, ROWS),
     "decode_entry": _plain_entry(
-        "decode_entry", run_decode_entry, [function_entry("f", metadata={"a": [1]}, description="d")]
+        "decode_entry", run_decode_entry, [function_entry("f", metadata={"a": [1]}, description="d"), DEEP]
     ),
     "payload": _plain_entry("payload", run_payload, [b'{"a": [1, 2.5, null]}', b"a=1\0b=x", b'{"$bytes": "AAA="}']),
     "result": _plain_entry(
