@@ -34,8 +34,7 @@ class Incoming:
         if number in self._running:
             self._counters["unexpected"] += 1
         elif not offered:
-            text = f"{call.function_id} is not offered here any more"
-            self._outbox.append((BROKER, wire.Failure(number, errors.NO_PROVIDER, "not_handed_over", "", text)))
+            self._outbox.append((BROKER, _not_offered(number, call.function_id)))
         elif call.remaining_ms <= 0:
             self._outbox.append((BROKER, _too_late(number, call.function_id)))
         else:
@@ -65,6 +64,11 @@ class Incoming:
         if self._close(run):
             self._outbox.append((BROKER, _too_late(run.number, run.function_id)))
 
+    def disown(self, run: RunCall) -> None:
+        """It was not started: the function was unregistered meanwhile. Another provider may have it."""
+        if self._close(run):
+            self._outbox.append((BROKER, _not_offered(run.number, run.function_id)))
+
     def orphan(self) -> None:
         """These calls belong to a broker that is gone: whatever becomes of them, nobody is told."""
         running, self._running = self._running, {}
@@ -78,6 +82,11 @@ class Incoming:
             return True
         self._counters["results_orphaned"] += 1
         return False
+
+
+def _not_offered(number: int, function_id: str) -> wire.Failure:
+    text = f"{function_id} is not offered here any more"
+    return wire.Failure(number, errors.NO_PROVIDER, "not_handed_over", "", text)
 
 
 def _too_late(number: int, function_id: str) -> wire.Failure:

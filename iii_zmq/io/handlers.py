@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, NoReturn
 
 from .. import wire
@@ -34,9 +35,16 @@ class Raised:
         self.text = str(error)
 
 
-NOT_STARTED = None
-Outcome = bytes | Raised | None
-"""A packed result, what was raised, or NOT_STARTED."""
+class NotRun(Enum):
+    """Why there is no outcome of a handler's."""
+
+    TOO_LATE = "its time was over, or nobody waits for it any more"
+    NOT_OFFERED = "it was unregistered while the call waited for its turn"
+
+
+NOT_STARTED = NotRun.TOO_LATE
+Outcome = bytes | Raised | NotRun
+"""A packed result, what was raised, or why the handler was not started."""
 
 
 class Handlers:
@@ -102,8 +110,10 @@ class Handlers:
         Raises: KeyboardInterrupt, in the main thread. The call is then still to be handed back.
         """
         handler = self._handlers.get(run.function_id)
-        if handler is None or run.cancelled or time.monotonic() >= run.deadline:
+        if run.cancelled or time.monotonic() >= run.deadline:
             return NOT_STARTED
+        if handler is None:
+            return NotRun.NOT_OFFERED
         token = running.set(run)
         forks = keeper.forks
         try:
@@ -157,8 +167,10 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:
     """Tells the core how it went."""
-    if outcome is NOT_STARTED:
+    if outcome is NotRun.TOO_LATE:
         incoming.decline(run)
+    elif outcome is NotRun.NOT_OFFERED:
+        incoming.disown(run)
     elif isinstance(outcome, Raised):
         incoming.fail(run, outcome.type, outcome.text)
     else:

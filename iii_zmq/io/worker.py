@@ -144,9 +144,10 @@ class Worker:
             face.check_own_id(function_id)
             if function_id not in self._handlers:
                 raise ValueError(f"{function_id} is not registered by this worker")
-        self._handlers.remove(list(function_ids))
         if self._driver is not None:
-            self._settle(self._driver, lambda: self._core.offers.unregister(function_ids))
+            self._settle(self._driver, lambda: self._withdraw(function_ids))
+        else:
+            self._handlers.remove(list(function_ids))
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -369,6 +370,12 @@ class Worker:
         done = self._stay is None or self._stay.drain(timeout)
         self.close()
         return done
+
+    def _withdraw(self, function_ids: tuple[str, ...]) -> int:
+        """The handlers go after the Unregister: what they are not run for any more finds the heir promoted."""
+        ticket = self._core.offers.unregister(function_ids)
+        self._handlers.remove(list(function_ids))
+        return ticket
 
     def _settle(self, driver: Driver, ask: Callable[[], int]) -> list[tuple[str, str, str]]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""

@@ -1077,6 +1077,15 @@ def test_what_can_not_be_run_is_answered_too(offering: Place) -> None:
     ]
 
 
+def test_a_call_whose_function_was_unregistered_before_its_turn_may_go_to_another_provider(offering: Place) -> None:
+    offering.hear(call_for(5))
+    (run,) = offering.events(RunCall)
+    offering.core.incoming.disown(run)
+    offering.core.incoming.disown(run)
+    (failure,) = offering.sent()
+    assert (failure.number, failure.code, failure.fate) == (5, "no_provider", "not_handed_over")
+
+
 def test_what_a_handler_raised_is_told_within_limits(offering: Place) -> None:
     offering.hear(call_for(5), call_for(6))
     first, second = offering.events(RunCall)

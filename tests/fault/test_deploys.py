@@ -5,6 +5,7 @@ The stream is recorded by a bare SUB that applies every delta by itself: what it
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 import zmq
 
-from iii_zmq import CallFailed, ProviderLost, Worker, wire
+from iii_zmq import AsyncWorker, CallFailed, ProviderLost, Worker, wire
 from iii_zmq.io import sockets
 from tests.fault.programs import PATIENCE_S, Program, program, until
 from tests.net.brokers import RunningBroker, running_broker
@@ -316,6 +317,9 @@ def test_a_rolling_deploy_loses_no_call(tmp_path: Path, code: str, threads: int)
                 more(calls[OPEN])
                 more(calls[LED])
                 old = new
+        print(
+            f"{rounds} deploys, {len(calls[OPEN].results)} calls, {len(calls[LED].results)} of the exclusive function"
+        )
         assert calls[OPEN].failures == calls[LED].failures == []
         assert {name for name, _ in calls[OPEN].results} == {f"v{number}" for number in range(rounds + 1)}
 
@@ -383,6 +387,43 @@ def test_a_drain_ends_what_runs_and_what_waits_and_new_calls_go_elsewhere(kind: 
         leaver.say("go on")
         assert [future.result(PATIENCE_S) for future in held] == [["leaver", number] for number in range(6)]
         assert leaver.finish().code == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_calls_that_wait_inside_a_worker_that_unregisters_go_elsewhere(kind: str) -> None:
+    """They failed as `timeout`: the handler was gone when their turn for a thread came."""
+    with running_broker() as broker, Worker("caller", broker.url) as caller, Worker("heir", broker.url) as heir:
+        running, release = threading.Event(), threading.Event()
+
+        def held(number: int) -> list[Any]:
+            running.set()
+            return ["leader", number, release.wait(PATIENCE_S)]
+
+        def play(unregister: Callable[[], Any]) -> None:
+            heir.register("led::f", lambda number: ["heir", number, True], exclusive=True)
+            futures = [caller.submit("led::f", number) for number in range(4)]
+            assert running.wait(PATIENCE_S)
+            caller.call("engine::ping")  # the others were handed over, too, and wait for the only thread
+            unregister()
+            release.set()
+            results = [future.result(PATIENCE_S) for future in futures]
+            assert results == [["leader", 0, True], *[["heir", number, True] for number in range(1, 4)]]
+
+        async def main() -> None:
+            async with AsyncWorker("leader", broker.url, threads=1) as leader:
+                await leader.register("led::f", held, exclusive=True)
+                loop = asyncio.get_running_loop()
+                done = asyncio.to_thread(
+                    play, lambda: asyncio.run_coroutine_threadsafe(leader.unregister("led::f"), loop).result()
+                )
+                await done
+
+        if kind == "async":
+            asyncio.run(main())
+        else:
+            with Worker("leader", broker.url, threads=1) as leader:
+                leader.register("led::f", held, exclusive=True)
+                play(lambda: leader.unregister("led::f"))
 
 
 # -- idempotent functions ----------------------------------------------------------------------------------------------

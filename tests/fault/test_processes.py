@@ -1037,7 +1037,7 @@ LEVEL_KIB = 6 * 1024  # broker and worker alike, whatever the number: see the te
 
 
 def test_workers_that_join_and_leave_leave_nothing_behind() -> None:
-    """III_TEST_JOINS=6000 for more by hand. Descriptors to the last one; memory within a bound.
+    """Descriptors to the last one; memory within a bound. By hand: III_TEST_JOINS=6000, -o faulthandler_timeout=900.
 
     What may grow at the broker is its history, of which each stay makes three deltas: some 700 bytes.
     """
