@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import errors, wire
 from ..core.changes import Change, Position
@@ -29,12 +29,15 @@ from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
 from . import face, keeper
 from .callbacks import Callbacks
-from .face import Handler
+from .face import Handler, HandlerOptions
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, check_pattern
 from .looping import Loop
 from .stay import no_session
 from .stopping import told_of_signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
 
@@ -78,7 +81,7 @@ class AsyncWorker:
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
-    def function(self, function_id: str, **options: Any) -> Callable[[_F], _F]:
+    def function(self, function_id: str, **options: Unpack[HandlerOptions]) -> Callable[[_F], _F]:
         """A decorator: records the decorated function as handler; for use before the start."""
         face.check_own_id(function_id)
 
@@ -108,14 +111,16 @@ class AsyncWorker:
 
         Raises: TypeError, ValueError for what is malformed or registered already; Refused when the broker says no.
         """
-        options = {
+        options: HandlerOptions = {
             "description": description, "metadata": metadata, "request_schema": request_schema,
             "response_schema": response_schema, "exclusive": exclusive, "idempotent": idempotent,
             "internal": internal, "replace": replace,
         }  # fmt: skip
         await self.register_many([(function_id, handler)], **options)
 
-    async def register_many(self, batch: Mapping[str, Handler] | Iterable[Any], **options: Any) -> None:
+    async def register_many(
+        self, batch: Mapping[str, Handler] | Iterable[Any], **options: Unpack[HandlerOptions]
+    ) -> None:
         """Offers several functions: {id: handler}, or (id, handler), or (id, handler, options of its own).
 
         Up to `wire.BATCH_MAX` (1,024) functions are one atomic change, more go as several. `options` hold for all.

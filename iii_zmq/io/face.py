@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypedDict
 
 from .. import errors, wire
 from ..core.membership import Profile
@@ -23,11 +23,24 @@ from ..core.signals import RunCall
 DEFAULT_URL = "tcp://127.0.0.1:5570"
 DRAIN_S = 5.0  # what leaving `with`, and the end of `run()`, give to running calls
 CREDIT_MAX = 2**31 - 1
-HANDLER_OPTIONS = (
-    "description", "metadata", "request_schema", "response_schema", "exclusive", "idempotent", "internal", "replace",
-)  # fmt: skip
 
 Handler = Callable[[Any], Any]
+
+
+class HandlerOptions(TypedDict, total=False):
+    """What `register` takes besides id and handler, for those who pass it on: editors and mypy know it by this."""
+
+    description: str | None
+    metadata: Mapping[str, Any] | None
+    request_schema: Mapping[str, Any] | None
+    response_schema: Mapping[str, Any] | None
+    exclusive: bool
+    idempotent: bool
+    internal: bool
+    replace: bool  # it is registered by this worker already, and changes
+
+
+HANDLER_OPTIONS = tuple(HandlerOptions.__annotations__)
 
 _TCP_URL = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import errors
 from ..core.changes import Change, Position
@@ -27,11 +27,14 @@ from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
 from . import face, keeper
 from .driving import Driver
-from .face import Handler
+from .face import Handler, HandlerOptions
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, call_in_place, check_pattern
 from .stay import Stay, no_session
 from .waiting import CallFuture
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
 
@@ -77,7 +80,7 @@ class Worker:
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
-    def function(self, function_id: str, **options: Any) -> Callable[[_F], _F]:
+    def function(self, function_id: str, **options: Unpack[HandlerOptions]) -> Callable[[_F], _F]:
         """A decorator: `register` with the decorated function as handler."""
         face.check_own_id(function_id)
 
@@ -105,14 +108,14 @@ class Worker:
 
         Raises: TypeError, ValueError for what is malformed or registered already; Refused when the broker says no.
         """
-        options = {
+        options: HandlerOptions = {
             "description": description, "metadata": metadata, "request_schema": request_schema,
             "response_schema": response_schema, "exclusive": exclusive, "idempotent": idempotent,
             "internal": internal, "replace": replace,
         }  # fmt: skip
         self.register_many([(function_id, handler)], **options)
 
-    def register_many(self, batch: Mapping[str, Handler] | Iterable[Any], **options: Any) -> None:
+    def register_many(self, batch: Mapping[str, Handler] | Iterable[Any], **options: Unpack[HandlerOptions]) -> None:
         """Offers several functions: {id: handler}, or (id, handler), or (id, handler, options of its own).
 
         Up to `wire.BATCH_MAX` (1,024) functions are one atomic change, more go as several. `options` hold for all.
