@@ -6,6 +6,7 @@ The stream is recorded by a bare SUB that applies every delta by itself: what it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -21,9 +22,9 @@ from typing import Any
 import pytest
 import zmq
 
-from iii_zmq import AsyncWorker, CallFailed, ProviderLost, Worker, wire
+from iii_zmq import AsyncWorker, CallFailed, ProviderLost, Worker, current_call, wire
 from iii_zmq.io import sockets
-from tests.fault.programs import PATIENCE_S, Program, program, until
+from tests.fault.programs import PATIENCE_S, QUICK, Program, program, until
 from tests.net.brokers import RunningBroker, running_broker
 from tests.sim.checks import History
 from tests.sim.trace import Violation
@@ -482,3 +483,64 @@ def test_a_lost_providers_idempotent_calls_go_to_another_one_and_no_others(tmp_p
                 holder.signal(signal.SIGCONT)
                 until(lambda: len(caller.functions["again::no"].providers) == 2)
     assert sorted(log.read_text().split(), key=int) == ["0", "1", "2", "3", "10", "11", "12"]
+
+
+# -- fences across brokers ---------------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """A resource as docs/protocol.md tells it: of the epoch that its own worker is in, and never a lower fence."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._highest = ("", 0)
+        self.refused: list[str] = []
+
+    def write(self, epoch: str, fence: int) -> bool:
+        if epoch != self._worker.position.epoch:
+            self.refused.append("epoch")
+            return False
+        if self._highest[0] == epoch and fence < self._highest[1]:
+            self.refused.append("fence")
+            return False
+        self._highest = (epoch, fence)
+        return True
+
+
+def test_a_resource_that_joined_tells_old_writers_by_epoch_and_fence(tmp_path: Path) -> None:
+    """A fence begins anew with each broker: alone it would let the old writer in, and keep the new one out."""
+
+    def claim(_: Any) -> tuple[str, int]:
+        call = current_call()
+        return call.epoch, call.fence
+
+    url = f"ipc://{tmp_path}/broker"
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(running_broker(*QUICK, url=url))
+        resource, one, two = [Worker(name, url) for name in ("resource", "one", "two")]
+        for worker in (resource, one, two):
+            stack.callback(worker.close)
+            worker.start()
+        guarded = Guarded(resource)
+        for number in range(50):  # so that fences of this epoch are high
+            resource.register(f"noise::f{number}", print)
+        one.register("claim::it", claim, exclusive=True)
+        two.register("claim::it", claim, exclusive=True)
+        by_one = tuple(resource.call("claim::it"))
+        assert guarded.write(*by_one)
+        one.unregister("claim::it")
+        by_two = tuple(resource.call("claim::it"))
+        assert guarded.write(*by_two)
+        assert not guarded.write(*by_one)
+        first.process.kill()
+        first.process.wait()
+        second = stack.enter_context(running_broker(*QUICK, url=url))
+        until(lambda: resource.position.epoch == second.epoch)
+        resource.wait_for("claim::it", timeout=PATIENCE_S)
+        later = tuple(resource.call("claim::it"))
+        assert guarded.write(*later)
+        assert not guarded.write(*by_two)
+        assert guarded.refused == ["fence", "epoch"]
+        assert by_one[0] == by_two[0] == first.epoch
+        assert later[0] == second.epoch
+        assert by_one[1] < by_two[1]

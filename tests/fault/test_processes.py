@@ -457,8 +457,8 @@ def test_the_child_of_an_async_workers_process_is_told_at_each_use_and_the_paren
 
 
 FORKING_HANDLER = """
-    import os, sys, time
-    from iii_zmq import Worker
+    import asyncio, os, sys, time
+    from iii_zmq import AsyncWorker, Worker
 
     def handler(leaving):
         pid = os.fork()
@@ -474,17 +474,25 @@ FORKING_HANDLER = """
             time.sleep(0.01)
         return os.waitstatus_to_exitcode(ended[1])
 
-    worker = Worker("forking", sys.argv[1], threads=int(sys.argv[2]))
-    worker.register("fork::handler", handler)
+    async def async_handler(leaving):
+        return handler(leaving)
+
+    kind = sys.argv[2]
+    if kind == "async def":
+        worker = AsyncWorker("forking", sys.argv[1])
+        worker.function("fork::handler")(async_handler)
+    else:
+        worker = Worker("forking", sys.argv[1], threads=0 if kind == "inline" else 2)
+        worker.register("fork::handler", handler)
     worker.on_state(lambda state: state == "connected" and print("serving", flush=True))
-    worker.run()
+    asyncio.run(worker.run()) if kind == "async def" else worker.run()
 """
 
 
-@pytest.mark.parametrize("threads", ["0", "2"])
-def test_a_child_that_leaves_its_parents_handler_ends(url: str, threads: str) -> None:
+@pytest.mark.parametrize("kind", ["inline", "in a thread", "async def"])
+def test_a_child_that_leaves_its_parents_handler_ends(url: str, kind: str) -> None:
     """It went on as a worker: waiting for ever on a lock or a queue, with copies of the parent's sockets."""
-    with program(FORKING_HANDLER, url, threads) as forking, Worker("caller", url) as caller:
+    with program(FORKING_HANDLER, url, kind) as forking, Worker("caller", url) as caller:
         forking.expect("serving")
         codes = {leaving: caller.call("fork::handler", leaving) for leaving in ("returns", "exits", "raises")}
         forking.signal(signal.SIGTERM)
