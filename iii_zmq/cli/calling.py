@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .. import errors, wire
 from .client import check_id, is_known, joined
 from .exits import not_found, usage
-from .payloads import read_payload, to_json
+from .payloads import read_payload, to_text
 
 
 def call(url: str | None, id: str, words: Sequence[str], timeout: float, worker_id: str | None, as_json: bool) -> None:
@@ -20,8 +20,7 @@ def call(url: str | None, id: str, words: Sequence[str], timeout: float, worker_
     _check_carried(payload)
     with joined(url, timeout) as worker:
         result = worker.call(id, payload, timeout=timeout, worker=worker_id)
-    people = not as_json and sys.stdout.isatty()
-    print(json.dumps(to_json(result), indent=2 if people else None, ensure_ascii=not people))
+    print(to_text(result, for_people=not as_json and sys.stdout.isatty()))
 
 
 def _check_carried(payload: object) -> None:

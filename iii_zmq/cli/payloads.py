@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .exits import usage
+from .. import errors
+from .exits import CommandError, Exit, usage
 
 BYTES_KEY = "$bytes"
 _PAIR = re.compile(r"([^\W\d][\w.\-]*)=(.*)", re.DOTALL)
@@ -25,6 +26,13 @@ def read_payload(words: Sequence[str]) -> Any:
 
     Raises: CommandError.
     """
+    try:
+        return _read(words)
+    except RecursionError as error:
+        raise usage("the payload is nested too deep") from error
+
+
+def _read(words: Sequence[str]) -> Any:
     if not words:
         return None
     if list(words) == ["-"]:
@@ -32,6 +40,15 @@ def read_payload(words: Sequence[str]) -> Any:
     if len(words) == 1 and not _PAIR.fullmatch(words[0]):
         return _from_json(_parse(words[0], "the payload"))
     return _from_pairs(words)
+
+
+def to_text(value: Any, *, for_people: bool = False) -> str:
+    """A result as JSON text. Raises: CommandError for one of more levels than Python follows, which is some 500."""
+    try:
+        return json.dumps(to_json(value), indent=2 if for_people else None, ensure_ascii=not for_people)
+    except RecursionError as error:
+        text = "the result is nested too deep to be shown as JSON"
+        raise CommandError(Exit.HANDLER_FAILED, errors.TOO_LARGE, text) from error
 
 
 def to_json(value: Any) -> Any:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iii_zmq import wire
 from iii_zmq.cli.exits import CommandError, Exit
-from iii_zmq.cli.payloads import read_payload, to_json
+from iii_zmq.cli.payloads import read_payload, to_json, to_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -70,3 +71,23 @@ def test_what_is_printed_can_be_passed_on(value: Any) -> None:
 def test_what_json_lacks_is_still_json() -> None:
     odd = {1: math.nan, b"k": math.inf, None: (1, 2), False: bytearray(b"x")}
     assert to_json(odd) == {"1": None, "aw==": None, "null": [1, 2], "false": {"$bytes": "eA=="}}
+
+
+# A provider's result of 500 levels ended the command by a traceback, and so did such a payload.
+
+
+@pytest.mark.parametrize("levels", [100, 600, 900, 5_000])
+def test_a_payload_that_is_nested_too_deep_is_told_in_one_line(levels: int) -> None:
+    text = "[" * levels + "]" * levels
+    if levels == 100:
+        assert json.dumps(read_payload([text])) == text
+    else:
+        with pytest.raises(CommandError, match=r"^the payload is (nested too deep|neither JSON nor key=value)"):
+            read_payload([text])
+
+
+@pytest.mark.parametrize("for_people", [False, True])
+def test_a_result_that_is_nested_too_deep_is_told_in_one_line(for_people: bool) -> None:
+    with pytest.raises(CommandError, match=r"^the result is nested too deep to be shown as JSON$") as raised:
+        to_text(wire.unpack(b"\x91" * 1_000 + b"\xc0"), for_people=for_people)
+    assert raised.value.exit == Exit.HANDLER_FAILED
