@@ -155,16 +155,20 @@ def run_payload(data: bytes) -> None:
         packed = wire.pack(value)
     except (CommandError, TypeError, ValueError, OverflowError):
         return
-    json.dumps(payloads.to_json(wire.unpack(packed)), allow_nan=False)
+    json.loads(payloads.to_text(wire.unpack(packed)), parse_constant=_no_json)
 
 
 def run_result(data: bytes) -> None:
     """A result as any provider may send it, told as JSON."""
     try:
-        value = wire.unpack(data)
-    except ValueError:
+        text = payloads.to_text(wire.unpack(data))
+    except (ValueError, CommandError):
         return
-    json.dumps(payloads.to_json(value), allow_nan=False)
+    json.loads(text, parse_constant=_no_json)
+
+
+def _no_json(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
 
 
 # -- messages in any order ---------------------------------------------------------------------------------------------
@@ -444,9 +448,11 @@ ENTRIES: dict[str, Callable[[], EntryPoint]] = {
     "decode_entry": _plain_entry(
         "decode_entry", run_decode_entry, [function_entry("f", metadata={"a": [1]}, description="d"), DEEP]
     ),
-    "payload": _plain_entry("payload", run_payload, [b'{"a": [1, 2.5, null]}', b"a=1\0b=x", b'{"$bytes": "AAA="}']),
+    "payload": _plain_entry(
+        "payload", run_payload, [b'{"a": [1, 2.5, null]}', b"[" * 450 + b"]" * 450, b"a=1\0b=x", b'{"$bytes": "AAA="}']
+    ),
     "result": _plain_entry(
-        "result", run_result, [wire.pack({"a": [1, b"x", 2.5]}), b"\xd6\xff\0\0\0\0", b"\x81\x01\xc0"]
+        "result", run_result, [wire.pack({"a": [1, b"x", 2.5]}), b"\xd6\xff\0\0\0\0", b"\x91" * 450 + b"\xc0"]
     ),
     "broker": _plain_entry("broker", run_broker, PROGRAMS),
     "worker": _plain_entry("worker", run_worker, [JOINING, *[JOINING + one for one in PROGRAMS]]),
