@@ -376,6 +376,15 @@ def test_a_header_in_flight_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(broker.calls("p")) == 1
 
 
+def test_a_call_with_a_large_header_alone_is_kept_for_another_try() -> None:
+    broker, a = providers(9, 9, function=entry("f", idempotent=True))
+    broker.send("a", a.call(1, "f", header=bytes(routes.KEEP_BYTES_MAX)))
+    assert leftovers(broker.core)["large_bytes"] == routes.KEEP_BYTES_MAX + len(NIL)
+    broker.send("p0", wire.Bye(1))
+    broker.send("p0", broker.hello("p0"))  # without an answer: the call is lost
+    assert len(broker.calls("p1")) == 1
+
+
 def test_a_call_that_nobody_waits_for_takes_its_bytes_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     bounded(monkeypatch, 100)
     broker, a, _ = served("f")

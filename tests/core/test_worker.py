@@ -41,7 +41,7 @@ from iii_zmq.core.signals import (
     Unsent,
     Unsubscribe,
 )
-from iii_zmq.core.worker import OPENINGS_MAX, WorkerCore
+from iii_zmq.core.worker import COUNTERS, OPENINGS_MAX, WorkerCore
 from tests.core.truth import Truth, offer, worker
 
 TOKEN = b"t" * 16
@@ -989,6 +989,12 @@ def test_a_call_that_waited_in_vain_tells_why_there_is_no_session(joined: Place)
         short: "f: no session with the broker within its timeout: the peer refused (not_handed_over)",
         long: "f: no session with the broker: the peer refused (not_handed_over)",
     }
+
+
+def test_everything_is_counted_from_zero_and_the_replicas_with_it(joined: Place) -> None:
+    counted = joined.core.counted()
+    assert tuple(counted) == COUNTERS
+    assert {name for name, count in counted.items() if count} == {"connects", "sessions", "snapshots"}
 
 
 def test_a_send_leaves_nothing_behind(joined: Place) -> None:

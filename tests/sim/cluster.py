@@ -68,6 +68,7 @@ class Climate:
     broadcast_from: int = answers.BROADCAST_FROM
     burst_max: int = 256
     stream_waiting_max: int = 200
+    large_share: float = 0.01  # of calls, with a payload that travels as a frame of its own
     image_age_max: int | None = None  # None: as the registry has it
 
     @contextmanager

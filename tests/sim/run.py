@@ -155,7 +155,7 @@ class Simulation:
             behaviour=rng.choices((OK, RAISE, NEVER), (80, 10, 2))[0],
             took_s=rng.choice((0.0, 0.0, rng.uniform(0, 0.05), rng.uniform(0, 1.0))),
             is_no_answer=rng.random() < 0.1,
-            is_large=rng.random() < 0.01,
+            is_large=rng.random() < self.climate.large_share,
         )
 
     # -- peace ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import SystemRandom
 
 import pytest
 
+from iii_zmq.core import calls, queues, routes, session, unread
 from tests.sim.faults import SLACK_S
 from tests.sim.run import Simulation
 
@@ -95,3 +97,28 @@ def test_a_worker_that_is_stopped_as_soon_as_it_joined_is_missed() -> None:
     broker = life.cluster.broker
     assert broker is not None
     assert broker.core.registry.workers == {}
+
+
+# -- where bytes are scarce --------------------------------------------------------------------------------------------
+
+SCARCE = (
+    (session, "IN_FLIGHT_BYTES_MAX", 100_000),
+    (calls, "IN_FLIGHT_BYTES_MAX", 100_000),
+    (routes, "LARGE_BYTES_MAX", 300_000),
+    (queues, "QUEUED_BYTES_MAX", 200_000),
+    (unread, "UNREAD_BYTES_MAX", 100_000),
+)
+
+
+def test_the_promises_hold_where_bytes_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second call takes most of a limit: calls wait, are refused, or lose a result. Each has its one outcome."""
+    for module, name, value in SCARCE:
+        monkeypatch.setattr(module, name, value)
+    reached: Counter[str] = Counter()
+    for seed in (2, 3, 5):
+        life = Simulation(seed)
+        life.climate.large_share = 0.5
+        life.run()
+        assert life.cluster.broker is not None
+        reached += life.cluster.broker.core.counters
+    assert min(reached[name] for name in ("saturated", "calls_queued", "calls_busy", "results_unread")) > 0
