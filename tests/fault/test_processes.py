@@ -1039,8 +1039,8 @@ JOINER = """
             asyncio.run(stay_async(name)) if kind == 2 else stay(name, kind)
         print(descriptors(), memory_kib(), flush=True)
 """
-JOINS = int(os.environ.get("III_TEST_JOINS", "1000"))
-WARM = 200
+JOINS = int(os.environ.get("III_TEST_JOINS", "700"))
+WARM = 100
 LEVEL_KIB = 6 * 1024  # broker and worker alike, whatever the number: see the test
 
 
