@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import zmq
 
 from iii_zmq import CallFailed, Worker
+from iii_zmq.io import sockets
 from tests.fault.crew import WORKERS, Records, crews, functions
 from tests.net.brokers import free_url, running_broker
 
@@ -72,6 +74,11 @@ def story() -> Iterator[Story]:
 
 
 def see(watcher: Worker, epoch: str, ended_at: float, listens_at: float) -> Restart:
+    until = listens_at + PATIENCE_S
+    while watcher.position.epoch == epoch or len(watcher.functions) < len(functions(CREWS)):
+        assert time.monotonic() < until, f"{len(watcher.functions)} functions are back"
+        time.sleep(0.002)
+    print(f"all functions had their provider {time.monotonic() - listens_at:.3f} s after the broker was back")
     all_can_be_called(watcher)
     callable_s = time.monotonic() - listens_at
     status = watcher.call("engine::status")
@@ -161,3 +168,26 @@ def test_nothing_stale_is_replayed(story: Story) -> None:
         lost = [call for call in lost_by(story, restart) if "broker_lost" in call[4]]
         assert len(lost) >= CREWS * WORKERS
         assert [call for call in lost if ran_at.get(call[0], 0.0) > restart.listens_at] == []
+
+
+def test_what_one_broker_left_unread_is_not_sent_to_the_next() -> None:
+    """Even if a worker is stuck, so that libzmq connects again by itself: a DEALER without IMMEDIATE would send it."""
+    with zmq.Context() as context, sockets.dealer(context, 0, 0) as dealer:
+        dealer.linger = 0
+        with zmq.Context() as broken, broken.socket(zmq.ROUTER) as unread:
+            unread.linger = 0
+            unread.rcvhwm = 1
+            unread.bind(url := free_url())
+            dealer.connect(url)
+            assert dealer.poll(int(PATIENCE_S * 1000), zmq.POLLOUT)
+            for _ in range(500):
+                dealer.send(b"stale" * 10_000, zmq.NOBLOCK)
+        with context.socket(zmq.ROUTER) as router:
+            router.linger = 0
+            router.bind(url)
+            until = time.monotonic() + PATIENCE_S
+            while not router.poll(20):  # what goes into the old connection, before that is seen to be over, is lost
+                assert time.monotonic() < until
+                if dealer.poll(0, zmq.POLLOUT):
+                    dealer.send(b"fresh", zmq.NOBLOCK)
+            assert router.recv_multipart()[1][:5] == b"fresh"
