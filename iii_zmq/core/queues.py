@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .registry import Registry
-from .routes import QUEUE_MAX, QUEUED_BYTES_MAX, Route
+from .routes import KEEP_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX, Route
 from .session import Session
 
 
@@ -21,27 +21,29 @@ class Queues:
         self._registry = registry
         self._sessions = sessions
         self._queues: dict[str, deque[Route]] = {}
-        self._bytes = 0
+        self._bytes = {False: 0, True: 0}  # what waits of small and of large calls: neither takes the other's room
 
     def put(self, route: Route) -> bool:
         """Lets the route wait, behind those that arrived before it; False when there is no room."""
         size = route.size
         queue = self._queues.get(route.function_id)
-        if self._bytes + size > QUEUED_BYTES_MAX or (queue is not None and len(queue) >= QUEUE_MAX):
+        if self._bytes[size > KEEP_BYTES_MAX] + size > QUEUED_BYTES_MAX or (
+            queue is not None and len(queue) >= QUEUE_MAX
+        ):
             return False
         if queue is None:
             queue = self._queues[route.function_id] = deque()
             self.announce(route.function_id)
         queue.insert(self._place_of(route, queue), route)
         route.queued_bytes = size
-        self._bytes += size
+        self._bytes[size > KEEP_BYTES_MAX] += size
         return True
 
     def remove(self, route: Route) -> None:
         """The route waits no longer."""
         queue = self._queues[route.function_id]
         queue.remove(route)
-        self._bytes -= route.queued_bytes
+        self._bytes[route.queued_bytes > KEEP_BYTES_MAX] -= route.queued_bytes
         route.queued_bytes = 0
         if not queue:
             del self._queues[route.function_id]

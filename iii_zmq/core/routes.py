@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OPEN_CALLS_MAX = 4096  # calls that one worker may have open; told in Welcome
 CREDIT_MAX = 4096  # calls in flight to one worker, whatever it asks for: the ROUTER's high-water mark lies above
 QUEUE_MAX = 1024  # calls that wait for one function
-QUEUED_BYTES_MAX = 256 * 1024 * 1024  # payloads and headers that wait, all functions together
+QUEUED_BYTES_MAX = 256 * 1024 * 1024  # small calls that wait, of all functions together; and as much of large ones
 KEEP_BYTES_MAX = wire.INLINE_BYTES_MAX  # a payload that is kept for another try, while its call is in flight, anyway
 KEPT_BYTES_MAX = 256 * 1024 * 1024  # larger ones, of idempotent functions, all together; beyond it they get no 2nd try
 # Handed to one worker and not answered, payloads and headers; beyond it calls wait as they do beyond its credit. It

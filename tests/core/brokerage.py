@@ -225,7 +225,7 @@ def leftovers(core: BrokerCore) -> dict[str, object]:
         "by_peer": sessions.by_peer, "by_worker": sessions.by_worker,
         "by_token": sessions.by_token, "by_presence": sessions.by_presence, "processes": sessions._processes,
         "checks": attendance._liveness._checks._orders, "draining": draining._sessions,
-        "queues": calls._queues._queues, "queued_bytes": calls._queues._bytes,
+        "queues": calls._queues._queues, "queued_bytes": sum(calls._queues._bytes.values()),
         "kept_bytes": calls._outcomes._kept_bytes, "large_bytes": calls._large_bytes, "unread": calls._unread._bytes,
         "turns": calls._choice._turns, "deadlines": calls._deadlines._orders,
         "line": answers._line, "snapshots": answers._snapshots, "progress": answers._progress._orders,

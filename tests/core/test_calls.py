@@ -283,6 +283,19 @@ def test_the_bytes_that_wait_are_limited_for_all_functions_together(monkeypatch:
     assert broker.failures("a") == []
 
 
+def test_large_calls_that_wait_leave_room_for_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sixteen calls of 16 MiB that waited for one slow function made every other function `busy` at its credit.
+    monkeypatch.setattr(queues, "QUEUED_BYTES_MAX", len(LARGE) + 100)
+    broker = Brokerage()
+    a = broker.join("a")
+    broker.worker("slow", "slow::f", credit=1)
+    broker.worker("p", "f", credit=1)
+    broker.send("a", *[a.call(number, "slow::f", payload=LARGE) for number in range(3)])
+    broker.send("a", *[a.call(number, "f", payload=bytes(100)) for number in range(3, 6)])
+    assert broker.failures("a") == [(2, "busy", "not_handed_over")]
+    assert sum(broker.core._calls._queues._bytes.values()) == len(LARGE) + 200
+
+
 def test_a_header_that_waits_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     # The protocol can grow: a header may have a megabyte of unknown fields, and is kept as it came.
     monkeypatch.setattr(queues, "QUEUED_BYTES_MAX", 250)

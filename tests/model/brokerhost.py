@@ -224,7 +224,7 @@ class BrokerHost:
         waited_for = [route for session in sessions.values() for route in session.open.values()]
         assert {id(route) for route in waited_for} == {id(one) for one in queued + flying if one.caller is not None}
         assert set(calls._deadlines._orders) == set(waited_for)
-        assert calls._queues._bytes == sum(route.queued_bytes for route in queued)
+        assert sum(calls._queues._bytes.values()) == sum(route.queued_bytes for route in queued)
         assert calls._outcomes._kept_bytes == sum(route.kept_bytes for route in queued + flying)
         assert calls._large_bytes == sum(route.size for route in flying if route.size > KEEP_BYTES_MAX)
         for session in sessions.values():

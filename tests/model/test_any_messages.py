@@ -275,7 +275,7 @@ class AnyMessages(RuleBasedStateMachine):
             assert set(session.waiting) <= set(core.registry.providers)
         for queue in core._calls._queues._queues.values():
             assert 0 < len(queue) <= QUEUE_MAX
-        assert core._calls._queues._bytes <= QUEUED_BYTES_MAX
+        assert max(core._calls._queues._bytes.values()) <= QUEUED_BYTES_MAX
         assert core._calls._outcomes._kept_bytes <= 150
         assert len(core._calls._deadlines) <= SESSIONS_MAX * OPEN_MAX
         assert set(core._calls._choice._turns) <= set(core.registry.providers)
