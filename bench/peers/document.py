@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+from bench.measure import Spread
 from bench.peers import charts
 from bench.peers.peer import CHANGES, DEATHS, JOINS, STORMS
 from bench.peers.results import HIGHER, Figure, Results
@@ -117,9 +118,10 @@ def _head(results: Results) -> Iterator[str]:
     yield ""
     yield (
         "A figure is the median of rounds that alternate between the subjects, with the lowest and the highest round "
-        "in brackets. *To Worker* is the figure by that of iii_zmq's `Worker`, round by round: above 1 the subject's "
-        "figure is larger. Machines differ, and so do minutes on one machine: compare ratios. *Pinned* means that all "
-        "processes share one CPU; *free*, that they run wherever the kernel puts them."
+        "in brackets. *To Worker* is the figure by that of iii_zmq's `Worker`: above 1 the subject's figure is larger. "
+        "It is taken round by round where the subjects took turns, else from the medians. Machines differ, and so do "
+        "minutes on one machine: compare ratios. *Pinned* means that all processes share one CPU; *free*, that they "
+        "run wherever the kernel puts them."
     )
     yield ""
     yield "| | |"
@@ -167,7 +169,7 @@ def _table(case: str, mode: str, figures: list[Figure]) -> Iterator[str]:
         mine, product = found.get((subject, first)), found.get((PRODUCT, first))
         ratio = mine.ratio_to(product) if mine and product and subject != PRODUCT else None
         name = f"**{subject}**" if subject in ours else subject
-        cells.append(f"{charts.number(ratio.median)}x" if ratio else "")
+        cells.append(_spread(ratio, "x") if ratio else "")
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
 
@@ -175,10 +177,13 @@ def _table(case: str, mode: str, figures: list[Figure]) -> Iterator[str]:
 def _cell(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    spread = figure.spread
+    return _spread(figure.spread)
+
+
+def _spread(spread: Spread, unit: str = "") -> str:
     if spread.rounds == 1:
-        return charts.number(spread.median)
-    return f"{charts.number(spread.median)} ({charts.number(spread.low)}..{charts.number(spread.high)})"
+        return charts.number(spread.median) + unit
+    return f"{charts.number(spread.median)}{unit} ({charts.number(spread.low)}..{charts.number(spread.high)})"
 
 
 def _tail(results: Results) -> Iterator[str]:

@@ -11,12 +11,16 @@ import socket
 import time
 from typing import Any
 
+import zmq
+
 from bench.floors import SNDMORE, _bound, _connected
 from bench.peers import lanes, watching
 from bench.peers.peer import CALLS, CHANGES, Peer
 from bench.processes import Child
 from bench.roles import answer, ready
 
+# A ROUTER drops what is beyond its high-water mark, and 1,000 in flight are at the default one.
+_UNBOUND = {int(zmq.SNDHWM): 0, int(zmq.RCVHWM): 0}
 LARGE = 64 * 1024  # from here on a frame is not copied
 
 
@@ -29,7 +33,7 @@ class Floor(Peer):
         pass  # no server
 
     def role(self, role: str, **details: Any) -> Child:
-        return self.children.start(f"peers.floors.{type(self).__name__.lower()}_{role}", **self.address, **details)
+        return super().role(f"{type(self).__name__.lower()}_{role}", **details)
 
 
 class Proxy(Floor):
@@ -49,6 +53,8 @@ class Direct(Floor):
 
 class Tcp(Floor):
     name = "TCP ping-pong (no broker)"
+    window_max = 4
+    window_why = "a ping-pong has no call numbers: with many in flight it measures only how fast bytes can be copied"
 
 
 class Fanout(Floor):
@@ -66,56 +72,49 @@ class Fanout(Floor):
 
 
 def proxy() -> None:
-    import zmq
-
-    front, front_url = _bound(zmq.ROUTER)
-    back, back_url = _bound(zmq.DEALER)
+    front, front_url = _bound(zmq.ROUTER, _UNBOUND)
+    back, back_url = _bound(zmq.DEALER, _UNBOUND)
     ready({"front": front_url, "back": back_url})
     zmq.proxy(front, back)
 
 
 def proxy_provider(front: str, back: str, number: int) -> None:
-    import zmq
-
-    sock = _connected(zmq.DEALER, back)
+    sock = _connected(zmq.DEALER, back, _UNBOUND)
     ready()
     _echo(sock)
 
 
 def proxy_caller(front: str, back: str) -> None:
-    import zmq
-
-    _call(_connected(zmq.DEALER, front))
+    _call(_connected(zmq.DEALER, front, _UNBOUND))
 
 
 def direct_provider(number: int) -> None:
-    import zmq
-
-    sock, url = _bound(zmq.ROUTER)
+    sock, url = _bound(zmq.ROUTER, _UNBOUND)
     ready({"url": url})
     _echo(sock)
 
 
 def direct_caller(url: str) -> None:
-    import zmq
-
-    _call(_connected(zmq.DEALER, url))
+    _call(_connected(zmq.DEALER, url, _UNBOUND))
 
 
 def _echo(sock: Any) -> None:
-    send, recv = sock.send, sock.recv
+    """What is cheaper depends on the size, and the last message's tells: rounds are all of one size."""
+    send, recv, copy = sock.send, sock.recv, True
     while True:
-        peer, payload = recv(0), recv(0, copy=False)
+        peer, payload = recv(0), recv(0, copy=copy)
+        copy = len(payload) < LARGE
         send(peer, SNDMORE)
-        send(payload, 0, copy=len(payload) < LARGE)
+        send(payload, 0, copy=copy)
 
 
 def _call(sock: Any) -> None:
     send, recv, clock = sock.send, sock.recv, time.monotonic_ns
 
     def call(payload: bytes) -> int:
-        send(payload, 0, copy=len(payload) < LARGE)
-        return len(recv(0, copy=False))
+        copy = len(payload) < LARGE
+        send(payload, 0, copy=copy)
+        return len(recv(0, copy=copy))
 
     def many(payload: bytes, window: int, until_ns: int) -> int:
         copy, count = len(payload) < LARGE, 0
@@ -190,8 +189,6 @@ def _ping(sock: socket.socket, payload: bytes, buffer: bytearray) -> None:
 
 def fanout_changer() -> None:
     """An XPUB that counts its subscribers, so that nobody is missed."""
-    import zmq
-
     xpub, url = _bound(zmq.XPUB, {zmq.XPUB_VERBOSE: 1, zmq.SNDHWM: 0})
     ready({"url": url})
 
@@ -213,7 +210,6 @@ CHANGE_BYTES = 250  # about what a registration is on the product's stream
 
 def fanout_observers(url: str, number: int) -> None:
     """SUBs in one process, read by its event loop: no thread each."""
-    import zmq
 
     async def join(member: watching.Member, _: int) -> Any:
         sub = _connected(zmq.SUB, url, {zmq.SUBSCRIBE: b"", zmq.RCVHWM: 0})

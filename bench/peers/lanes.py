@@ -1,7 +1,7 @@
 """A caller's side: keep so many calls in flight for so long, and tell what came of it.
 
 The standard library only: this runs in every peer's own environment. A lane is one call after the other; so many lanes
-are so many calls in flight. Rounds are bounded by time, because the subjects differ by a factor of fifty in speed, and
+are so many calls in flight, and each makes one at least. Rounds are bounded by time, because the subjects differ by a factor of fifty in speed, and
 a round ends when its last call was answered: the rate is calls answered by the time that all of them took.
 """
 
@@ -29,14 +29,15 @@ async def serve_async(call: Callable[[Any], Awaitable[Any]], payload_of: Callabl
 
         async def lane() -> int:
             count = 0
-            while clock() < until:
+            while not count or clock() < until:
                 found = await call(payload)
                 count += 1
-            assert not count or len(found) == size, f"{len(found)} bytes came back of {size}"
+            assert len(found) == size, f"{len(found)} bytes came back of {size}"
             return count
 
         if window == 1:
-            while (sent := clock()) < until:
+            while not spans or clock() < until:
+                sent = clock()
                 await call(payload)
                 spans.append(clock() - sent)
             count = len(spans)
@@ -61,7 +62,8 @@ def serve(
         clock, began = time.monotonic_ns, time.monotonic_ns()
         until = began + int(seconds * 1e9)
         if window == 1:
-            while (sent := clock()) < until:
+            while not spans or clock() < until:
+                sent = clock()
                 call(payload)
                 spans.append(clock() - sent)
         count = len(spans) if window == 1 else many(payload, window, until)

@@ -35,11 +35,13 @@ class Peer(ABC):
     name: ClassVar[str]  # as tables name it
     kind: ClassVar[str] = "peer"  # or "product", or "floor"
     does: ClassVar[frozenset[str]]  # the jobs it can be asked to do: CALLS, ...
-    why_not: ClassVar[dict[str, str]] = {}  # a job: why not, where that is not plain
     payload_max: ClassVar[int | None] = None  # bytes, by its own defaults
     payload_why: ClassVar[str] = ""
+    window_max: ClassVar[int | None] = None  # calls in flight that mean something
+    window_why: ClassVar[str] = ""
     observers_max: ClassVar[int | None] = None  # beyond it, it is left out, for this reason:
     observers_why: ClassVar[str] = ""
+    seen_s: ClassVar[float] = 5.0  # what is not known to all by then is not measured
     entries_max: ClassVar[int | None] = None  # of a registry to join, likewise
     entries_why: ClassVar[str] = ""
     entries_beside: ClassVar[int] = 0  # of its own, which are there before any are loaded

@@ -23,7 +23,7 @@ PROCESSES = 10
 OBSERVERS, QUICK_OBSERVERS = (1, 100, 1000), (1, 20)
 DEATH_OBSERVERS, QUICK_DEATH_OBSERVERS = 100, 20
 SETTLE_S = {1: 0.02, 100: 0.1, 1000: 0.3}  # before asking who saw it: asking costs the observers time
-SEEN_S = 5.0
+SLOW_S = 60.0  # of one subject: beyond it, two rounds have to do
 ANSWER_S = 30.0  # beyond the time that observers were told to wait
 DEATH_S = 12.0  # what is not known by then is left out, with that word
 
@@ -61,7 +61,7 @@ class Watched:
 
     def __init__(self, peer: Peer, count: int) -> None:
         before = memory_of(peer.servers)
-        self._made, self._count = 0, count
+        self._made, self._count, self._seen_s = 0, count, peer.seen_s
         self._changer, self._crews = peer.watch(_shares(count))
         self.mib = memory_of(peer.servers) - before
 
@@ -71,7 +71,7 @@ class Watched:
         name = f"change-{self._made}"
         began = self._changer.ask("change", name=name)
         time.sleep(SETTLE_S.get(self._count, 0.1))
-        return float(_last(self._crews, "+" + name, SEEN_S) - began) / 1e6
+        return float(_last(self._crews, "+" + name, self._seen_s) - began) / 1e6
 
 
 def _changes(run: Run, mode: str, count: int) -> None:
@@ -89,7 +89,7 @@ def _changes(run: Run, mode: str, count: int) -> None:
             floor = run.open(Fanout, children, where, lambda peer: Watched(peer, count))
             if found is None or floor is None:
                 continue
-            samples = run.alternate(where, {subject: found.take, Fanout: floor.take})
+            samples = run.alternate(where, {subject: found.take, Fanout: floor.take}, SLOW_S)
             if subject in samples:
                 run.add(subject, CHANGES, case, mode, "to the last", "ms", LOWER, samples[subject])
                 ratios = [mine / floors for mine, floors in zip(samples[subject], samples[Fanout], strict=True)]
@@ -134,12 +134,12 @@ def _die(run: Run, peer: Peer, count: int, where: str) -> list[float]:
         name = f"victim-{next(made)}"
         victim = peer.victim(name)
         name = victim.answer()
-        _last(crews, "+" + name, SEEN_S)
+        _last(crews, "+" + name, peer.seen_s)
         killed = victim.signal(signal.SIGKILL)
         time.sleep(SETTLE_S[100])
         return (_last(crews, "-" + name, DEATH_S) - killed) / 1e6
 
-    return run.alternate(where, {type(peer): take}).get(type(peer), [])
+    return run.alternate(where, {type(peer): take}, SLOW_S).get(type(peer), [])
 
 
 # A storm of joins ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Figures: what was measured, of whom, and how it scattered; kept as JSON.
 
-A figure is one subject's rounds in one case of one measure and mode. The n-th value of every subject in the same case
-was taken in the same round, so ratios are taken round by round.
+A figure is one subject's rounds in one case of one measure and mode. Where the subjects took turns, the n-th value of
+each was taken in the same round, and ratios are taken round by round; elsewhere they are those of the medians.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.measure import Spread
 
+TAKES_TURNS = frozenset({"latency", "rate", "payload", "storms"})  # measures whose subjects alternate
 LOWER, HIGHER = "lower", "higher"  # what is better
 
 
@@ -34,7 +35,10 @@ class Figure:
         return Spread.of(self.values)
 
     def ratio_to(self, other: Figure) -> Spread | None:
-        """This one's rounds by the other's, round by round."""
+        """This one by the other."""
+        if self.measure not in TAKES_TURNS:
+            mine, theirs = self.spread.median, other.spread.median
+            return Spread.of([mine / theirs]) if theirs else None
         pairs = [mine / theirs for mine, theirs in zip(self.values, other.values, strict=False) if theirs]
         return Spread.of(pairs) if pairs else None
 

@@ -6,7 +6,9 @@ turn, then all again; the first round warms up and is thrown away.
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -39,6 +41,7 @@ SUBJECTS: tuple[type[Peer], ...] = (
 KEYS = tuple(dict.fromkeys(subject.key for subject in SUBJECTS))
 ALWAYS = ("iii", "floors")  # what the others are compared with
 ROUNDS, QUICK_ROUNDS = 5, 2
+SLOW_ROUNDS = 2
 
 
 @dataclass
@@ -68,11 +71,12 @@ class Run:
         return [subject for subject in self.subjects if job in subject.does]
 
     def leave_out(self, subject: type[Peer], where: str, why: object) -> None:
-        lines = str(why).strip().splitlines()
+        lines, known = str(why).strip().splitlines(), len(self.results.left_out)
         word = self.results.leave_out(subject.name, where, " ".join([lines[0], *lines[-1:]]) if lines[1:] else lines[0])
-        print(f"  left out: {word.subject}, {word.where}: {word.why}", file=sys.stderr, flush=True)
+        if len(self.results.left_out) > known:
+            say(f"  left out: {word.subject}, {word.where}: {word.why}")
         if lines[1:]:
-            print("    " + "\n    ".join(lines), file=sys.stderr, flush=True)
+            say("    " + "\n    ".join(lines))
 
     def open(self, subject: type[Peer], children: Children, where: str, then: Callable[[Peer], T]) -> T | None:
         """Start a subject's server, and what `then` starts; None when it failed, and is left out here."""
@@ -85,11 +89,17 @@ class Run:
             return None
 
     def alternate(
-        self, where: str, takes: Mapping[type[Peer], Callable[[], T]], rounds: int | None = None
+        self, where: str, takes: Mapping[type[Peer], Callable[[], T]], slow_s: float = math.inf
     ) -> dict[type[Peer], list[T]]:
-        """Each subject's samples; one whose take failed is not in it, and is asked no more."""
+        """Each subject's samples; one whose take failed is not in it, and is asked no more.
+
+        After `slow_s` seconds, two rounds have to do.
+        """
         samples: dict[type[Peer], list[T]] = {subject: [] for subject in takes}
-        for turn in range(1 + (rounds or self.rounds)):
+        began = time.monotonic()
+        for turn in range(1 + self.rounds):
+            if turn > SLOW_ROUNDS and time.monotonic() - began > slow_s:
+                break
             for subject in list(samples):
                 try:
                     sample = takes[subject]()

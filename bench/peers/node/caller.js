@@ -33,7 +33,7 @@ started("caller").then((broker) => {
     async function lane() {
       let count = 0;
       let found = payload;
-      while (now() < until) {
+      while (count === 0 || now() < until) {
         const sent = now();
         found = await call(payload);
         if (window === 1) spans.push(now() - sent);
