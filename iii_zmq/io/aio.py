@@ -86,7 +86,7 @@ class AsyncWorker:
         face.check_own_id(function_id)
 
         def decorate(handler: _F) -> _F:
-            if self._loop is not None:
+            if self._loop is not None or self._joining is not None:
                 raise errors.Closed(f"{function_id}: the worker is started: use `await worker.register(...)`")
             self._record([(function_id, handler, {})], options)
             return handler
@@ -125,10 +125,14 @@ class AsyncWorker:
 
         Up to `wire.BATCH_MAX` (1,024) functions are one atomic change, more go as several. `options` hold for all.
         """
-        prepared, before = self._record(face.read_batch(batch), options)
-        if self._loop is not None and prepared:
+        items = face.read_batch(batch)
+        self._check_not_closed()
+        async with self._starting:
+            prepared, before = self._record(items, options)
+            loop = self._loop
+        if loop is not None and prepared:
             entries = {name: entry for name, (_, entry) in prepared.items()}
-            refusals = await self._settle(self._loop, self._core.offers.register(entries))
+            refusals = await self._settle(loop, self._core.offers.register(entries))
             if refusals:
                 self._handlers.put_back(before, [name for name, _, _ in refusals])
                 raise first_refusal(refusals, len(prepared))
@@ -136,13 +140,15 @@ class AsyncWorker:
     async def unregister(self, *function_ids: str) -> None:
         """Offers these no longer; returns when everybody knows. Raises: ValueError for what was not registered."""
         self._check_not_closed()
-        for function_id in function_ids:
-            face.check_own_id(function_id)
-            if function_id not in self._handlers:
-                raise ValueError(f"{function_id} is not registered by this worker")
-        self._handlers.remove(list(function_ids))
-        if self._loop is not None:
-            await self._settle(self._loop, self._core.offers.unregister(function_ids))
+        async with self._starting:
+            for function_id in function_ids:
+                face.check_own_id(function_id)
+                if function_id not in self._handlers:
+                    raise ValueError(f"{function_id} is not registered by this worker")
+            self._handlers.remove(list(function_ids))
+            loop = self._loop
+        if loop is not None:
+            await self._settle(loop, self._core.offers.unregister(function_ids))
 
     # -- calling -------------------------------------------------------------------------------------------------------
 

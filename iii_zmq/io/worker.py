@@ -76,7 +76,7 @@ class Worker:
         self._stay: Stay | None = None  # as long as there is a driver
         self._joining: Driver | None = None  # while there is none yet: for `close()` to wake
         self._closed = False
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # reentrant: callbacks of the start itself may register
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
@@ -129,11 +129,13 @@ class Worker:
         self._check_not_closed()
         self._move_in()
         with self._starting:
+            self._check_not_closed()  # meanwhile
             prepared = self._handlers.prepare(items, options)
             before = self._handlers.put(prepared)
-            driver = self._driver
+            driver = self._driver or self._joining
         if driver is not None and prepared:
-            driver.serve_always()
+            if driver is self._driver:
+                driver.serve_always()
             entries = {name: entry for name, (_, entry) in prepared.items()}
             refusals = self._settle(driver, lambda: self._core.offers.register(entries))
             if refusals:
@@ -143,14 +145,16 @@ class Worker:
     def unregister(self, *function_ids: str) -> None:
         """Offers these no longer; returns when everybody knows. Raises: ValueError for what was not registered."""
         self._check_not_closed()
-        for function_id in function_ids:
-            face.check_own_id(function_id)
-            if function_id not in self._handlers:
-                raise ValueError(f"{function_id} is not registered by this worker")
-        if self._driver is not None:
-            self._settle(self._driver, lambda: self._withdraw(function_ids))
-        else:
-            self._handlers.remove(list(function_ids))
+        with self._starting:
+            for function_id in function_ids:
+                face.check_own_id(function_id)
+                if function_id not in self._handlers:
+                    raise ValueError(f"{function_id} is not registered by this worker")
+            driver = self._driver or self._joining
+            if driver is None:
+                self._handlers.remove(list(function_ids))
+        if driver is not None:
+            self._settle(driver, lambda: self._withdraw(function_ids))
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -344,6 +348,8 @@ class Worker:
             self._check_not_closed()
             if self._driver is not None:
                 return self._check_started()
+            if self._joining is not None:
+                raise RuntimeError("the worker is starting already: this is one of its own callbacks")
             if self._core.membership.phase != IDLE:  # a failed start is behind us
                 self._core = self._new_core()
             driver = self._joining = Driver(self._core, self._handlers, self._listeners, self._threads)
@@ -384,7 +390,8 @@ class Worker:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
         ticket = driver.do(ask)
         while not driver.wait(lambda: ticket in driver.desk.settled, None if self._retry else self._connect_timeout):
-            self._check_started()
+            if driver is self._driver:
+                self._check_started()
             if self._core.membership.state != CONNECTED:
                 driver.do(lambda: self._core.offers.abandon(ticket))
                 raise no_session(self._profile.url, self._core.membership.trouble)
@@ -420,7 +427,7 @@ class Worker:
         """A worker that was made before a fork, and not started, is the child's own."""
         if self._driver is None and self._profile.pid != os.getpid():
             self._profile = replace(self._profile, pid=os.getpid())
-            self._core, self._joining, self._starting = self._new_core(), None, threading.Lock()
+            self._core, self._joining, self._starting = self._new_core(), None, threading.RLock()
 
     def _check_not_closed(self) -> None:
         if self._closed:
