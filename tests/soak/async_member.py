@@ -160,6 +160,7 @@ class AsyncMember:
             await self._unregister(self._will.gone())
 
     async def _flood(self, count: int) -> None:
+        await self._joined.wait()  # before, registering waits too, or only records
         function_id = self._will.flooding()
         for _ in range(count):
             if self._is_calm.is_set():

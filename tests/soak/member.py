@@ -171,6 +171,7 @@ class Member:
 
     def _flood(self, count: int) -> None:
         with _Watched(self.deeds):
+            self._joined.wait()  # before, registering only records
             function_id = self._will.flooding()
             for _ in range(count):
                 if self._is_calm.is_set():
