@@ -1,8 +1,9 @@
 """A caller's side: keep so many calls in flight for so long, and tell what came of it.
 
 The standard library only: this runs in every peer's own environment. A lane is one call after the other; so many lanes
-are so many calls in flight, and each makes one at least. Rounds are bounded by time, because the subjects differ by a factor of fifty in speed, and
-a round ends when its last call was answered: the rate is calls answered by the time that all of them took.
+are so many calls in flight, and each makes one at least. Rounds are bounded by time, because the subjects differ by a
+factor of fifty in speed, and a round ends when its last call was answered: the rate is calls answered by the time that
+all of them took.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ async def serve_async(call: Callable[[Any], Awaitable[Any]], payload_of: Callabl
     """Be a caller on an event loop; `payload_of(size)` is a payload of so many bytes."""
 
     async def calls(window: int, seconds: float, size: int, at_ns: int) -> dict[str, Any]:
-        payload, spans = payload_of(size), []
+        payload, spans = payload_of(size), list[int]()
         await asyncio.sleep(_until(at_ns))
         clock, began = time.monotonic_ns, time.monotonic_ns()
         until = began + int(seconds * 1e9)
@@ -57,7 +58,7 @@ def serve(
     """Be a caller that blocks: `call` one; `many(payload, window, until_ns)` keeps a window and counts."""
 
     def calls(window: int, seconds: float, size: int, at_ns: int) -> dict[str, Any]:
-        payload, spans = payload_of(size), []
+        payload, spans = payload_of(size), list[int]()
         time.sleep(_until(at_ns))
         clock, began = time.monotonic_ns, time.monotonic_ns()
         until = began + int(seconds * 1e9)
