@@ -404,7 +404,7 @@ def test_without_descriptors_it_serves_who_is_there_and_then_newcomers_again(
         beside.goes_on()
     with Worker("newcomer", broker.url, connect_timeout=20.0) as newcomer:
         assert newcomer.call(strangers.ECHO, 1, timeout=20.0) == 1
-    assert beside.count("strangers") == 2 * FEW
+    until(lambda: beside.count("strangers") >= 2 * FEW)  # each of them was accepted in the end
 
 
 def test_who_would_be_one_too_many_is_refused_with_a_word(narrow: tuple[RunningBroker, Neighbour]) -> None:
