@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.net, pytest.mark.fault]
 
 SEED = 20_260  # the same runs each time; bin/fuzz draws others
 SECONDS_MAX = 10.0  # for one entry point: what a slow machine does not get through is left out
-RUNS = {"broker": 25, "worker": 60, "shell": 500}
-RUNS_OF_BYTES = 1_500
+RUNS = {"broker": 20, "worker": 50, "shell": 300}
+RUNS_OF_BYTES = 1_000
 
 
 @pytest.mark.parametrize("name", ENTRIES)
