@@ -14,7 +14,7 @@ from tests.soak.faults import WEIGHTS
 
 pytestmark = [pytest.mark.net, pytest.mark.fault, pytest.mark.slow]
 
-SECONDS = 10  # of faults, or as long as it takes for each kind to come once
+SECONDS = 7  # of faults, or as long as it takes for each kind to come once
 PATIENCE_S = 110.0  # below the time after which the suite takes a test for hung; on an idle machine it takes 25 s
 
 

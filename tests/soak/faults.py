@@ -21,7 +21,7 @@ STOP_MAX_S = 6.0  # three times the TTL
 BROKER_STOP_MAX_S = 5.0
 DOWN_MAX_S = 2.0
 PAUSE_MAX_S = 1.6  # between two faults: most last longer, so that a few go on at any time;
-FIRST_PAUSE_MAX_S = 1.0  # less until each kind has come, for short runs
+FIRST_PAUSE_MAX_S = 0.7  # less until each kind has come, for short runs
 HALF_OPEN_S = (0.9, 1.1)  # see issue 3, point 5
 
 WEIGHTS = {
