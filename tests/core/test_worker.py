@@ -611,6 +611,26 @@ def test_a_foreign_epoch_means_hello(joined: Place) -> None:
     assert joined.events(Changes)[0].changes[0].kind == "reset"
 
 
+def test_what_the_next_broker_says_on_the_stream_that_stayed_waits_for_the_hello(joined: Place) -> None:
+    """The stream may find a restarted broker before the control connection does, and its SUB be told all it changes."""
+    joined.link(Disconnected())
+    joined.truth = Truth("new")
+    for one in ("other", "third", "fourth"):
+        joined.truth.change(worker(one))
+        joined.stream(joined.truth.message(), joined.truth.beacon())
+    joined.wait(0.0)
+    assert joined.sent() == []
+    joined.link(Connected())
+    (hello,) = joined.sent(wire.Hello)
+    joined.hear(joined.welcome(hello))
+    joined.truth.change(worker("fifth"))
+    joined.stream(joined.truth.message())
+    joined.snapshot(hello.number)
+    assert joined.core.replica.position == ("new", 4)
+    assert joined.core.replica.digest == joined.truth.digest()
+    assert (joined.state(), joined.sent(wire.Hello, wire.Sync)) == ("connected", [])
+
+
 def test_a_closing_broker_still_answers_then_goes(joined: Place) -> None:
     number = joined.call()
     joined.sent()
