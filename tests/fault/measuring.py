@@ -16,6 +16,9 @@ from tests.net.raw import RawPeer
 WINDOW = 256  # changes on their way: far more than the broker handles in one turn
 PAUSE_S = 0.004  # twice the time for which the broker gathers deltas behind others
 PATIENCE_S = 60.0
+# How much later the median may come while a fault lasts. What the broker adds is told in docs/limits.md; here it shares
+# the machine with the flood itself, and with whatever else runs.
+DELAY_S = 0.5
 
 _versions = count(1)
 

@@ -17,7 +17,7 @@ from iii_zmq.core.routes import IN_FLIGHT_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX
 from iii_zmq.core.unread import UNREAD_BYTES_MAX
 from iii_zmq.io import sockets
 from iii_zmq.io.broker import Broker
-from tests.fault.measuring import PATIENCE_S, call_s, change_s, told
+from tests.fault.measuring import DELAY_S, PATIENCE_S, call_s, change_s, told
 from tests.fault.programs import Program, memory_kib, program, until
 from tests.fault.proxy import Proxy
 from tests.net.brokers import RunningBroker, running_broker
@@ -28,9 +28,6 @@ pytestmark = [pytest.mark.net, pytest.mark.fault]
 ROUNDS = 60  # of each measurement
 CREDIT = 2
 LARGE = wire.pack(bytes(16 * 1024 * 1024))
-# How much later something may come while a flood goes on. What the broker adds is told in docs/limits.md; here it
-# shares the machine with the flood itself, and with whatever else runs.
-DELAY_S = 0.25
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def test_calls_beyond_the_credit_wait_then_are_busy_and_none_is_lost(broker: Run
     assert handed == list(range(CREDIT + QUEUE_MAX))  # in their order
     assert counters == [QUEUE_MAX, beyond, 0]
     medians = told("a call of another function", before), told("the same while a queue is full", while_full)
-    assert medians[1] < 5 * medians[0] + 0.02
+    assert medians[1] < medians[0] + DELAY_S
 
 
 def serve(provider: RawPeer, calls: int) -> list[object]:
@@ -144,6 +141,7 @@ def test_a_flood_of_calls_delays_no_changes(broker: RunningBroker, window: int, 
         calls = peer.counters("results")[0]
         with flood(broker, "calls", window, payload_bytes):
             during = [change_s(peer, neighbour) for _ in range(ROUNDS)]
+            until(lambda: peer.counters("results")[0] > calls, PATIENCE_S)
             calls = peer.counters("results")[0] - calls
         status = peer.status()
     print(f"{calls} calls meanwhile, longest turn {status['counters']['turn_max_ms']} ms")
