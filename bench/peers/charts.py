@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 
 from bench.peers.results import HIGHER, Figure
 
-WIDTH, LABELS, FIGURES, ROW, BAR, TOP = 760, 200, 150, 26, 16, 58
-LINEAR_MAX = 25.0  # the longest bar by the shortest, beyond which the scale is logarithmic
+WIDTH, LABELS, FIGURES, ROW, BAR, TOP = 760, 215, 120, 26, 16, 58
+LINEAR_MAX = 100.0  # the longest bar by the shortest, beyond which the scale is logarithmic
 COLOURS = {"product": "#1f6feb", "peer": "#9a6700", "floor": "#8c959f"}
 WORDS = {"product": "iii_zmq", "peer": "peers", "floor": "bare sockets (floor)"}
 INK, PAPER, FAINT = "#1f2328", "#ffffff", "#57606a"

@@ -20,6 +20,7 @@ ALL_ALLOWED = {"call": True, "register": True, "publish": True, "subscribe": Tru
 class Crossbar(Peer):
     key = "crossbar"
     name = "Crossbar"
+    what = "Autobahn on asyncio with uvloop over WebSocket; registration meta events for the registry"
     does = frozenset({CALLS, CHANGES, DEATHS, STORMS})
 
     @classmethod

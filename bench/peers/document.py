@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from bench.measure import Spread
 from bench.peers import charts
-from bench.peers.peer import CHANGES, DEATHS, JOINS, STORMS
+from bench.peers.peer import CHANGES, DEATHS, JOINS, STORMS, Peer
+from bench.peers.registry import Fetch
 from bench.peers.results import HIGHER, Figure, Results
+from bench.peers.runner import SUBJECTS
 from bench.processes import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -128,6 +130,14 @@ def _head(results: Results) -> Iterator[str]:
     yield "|---|---|"
     for name, value in {**results.machine, **results.versions}.items():
         yield f"| {name} | {value} |"
+    yield ""
+    yield "| who | by what |"
+    yield "|---|---|"
+    measured = {each.subject for each in results.figures}
+    subjects: tuple[type[Peer], ...] = (*SUBJECTS, Fetch)
+    for subject in subjects:
+        if subject.name in measured:
+            yield f"| {subject.name} | {subject.what} |"
     yield ""
 
 

@@ -24,6 +24,7 @@ PYTHON = ("etcd", "aetcd")
 class Etcd(Peer):
     key = "etcd"
     name = "etcd watch"
+    what = "keys below a prefix that every observer watches; aetcd on asyncio over gRPC; each put is synced to disk"
     does = frozenset({CHANGES, DEATHS, STORMS, JOINS})
     entries_max = 100_000
     entries_why = "a million keys take minutes to put"

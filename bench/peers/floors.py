@@ -40,6 +40,7 @@ class Proxy(Floor):
     """A broker in C: every caller and every provider is connected to it."""
 
     name = "zmq.proxy"
+    what = "libzmq's own proxy as the broker, bare pyzmq DEALERs on both sides, plain `send` and `recv`"
 
     def start(self) -> None:
         server = self.children.start("peers.floors.proxy")
@@ -49,10 +50,12 @@ class Proxy(Floor):
 
 class Direct(Floor):
     name = "DEALER-ROUTER (no broker)"
+    what = "a bare pyzmq round trip"
 
 
 class Tcp(Floor):
     name = "TCP ping-pong (no broker)"
+    what = "Python's plain sockets, Nagle's algorithm off"
     window_max = 4
     window_why = "a ping-pong has no call numbers: with many in flight it measures only how fast bytes can be copied"
 
@@ -61,6 +64,7 @@ class Fanout(Floor):
     """The change itself, as bytes, to all at once."""
 
     name = "XPUB"
+    what = "250 bytes from one bare XPUB to SUBs that share an event loop in each process"
     does = frozenset({CHANGES})
 
     def watch(self, shares: list[int]) -> tuple[Child, list[Child]]:

@@ -32,6 +32,7 @@ class Product(Peer):
     key = "iii"
     kind = "product"
     name = "Worker"
+    what = "iii_zmq through its broker, `Worker` with `threads=0` on both sides"
     does = frozenset({CALLS, CHANGES, DEATHS, STORMS, JOINS})
     entries_beside = 1  # the function that is called while others join
     broker: Broker
@@ -50,6 +51,7 @@ class Product(Peer):
 
 class Async(Product):
     name = "AsyncWorker"
+    what = "the same, `AsyncWorker` on asyncio's own event loop on both sides"
     does = frozenset({CALLS, CHANGES, DEATHS, STORMS})
 
     def role(self, role: str, **details: Any) -> Child:

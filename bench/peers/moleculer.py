@@ -18,6 +18,7 @@ class Mesh(Peer):
 
     key = "moleculer"
     name = "Moleculer TCP (no broker)"
+    what = "Node on both sides, a mesh that gossips every 2 s; nodes begin with one known node, UDP discovery is off"
     does = frozenset({CALLS, CHANGES, DEATHS})
     seen_s = 30.0  # gossip goes round every 2 s, from one node to some others
     payload_max = 1024 * 1024 - 1024  # the packet with its envelope
@@ -50,6 +51,7 @@ class Mesh(Peer):
 
 class OverNats(Mesh):
     name = "Moleculer over NATS"
+    what = "Node on both sides, through nats-server; changes are told after Moleculer's own second of waiting"
     payload_why = "over NATS's max_payload of 1 MiB"
     does: ClassVar[frozenset[str]] = frozenset({CALLS, CHANGES, DEATHS})
     observers_why = "1,000 nodes do not come up in a minute"

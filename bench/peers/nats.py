@@ -23,6 +23,7 @@ class Nats(Peer):
 
     key = "nats"
     name = "NATS request/reply"
+    what = "nats-py on uvloop; providers in one queue group"
     does: ClassVar[frozenset[str]] = frozenset({CALLS})
     payload_max = 1024 * 1024
     payload_why = "over its max_payload of 1 MiB"
@@ -58,6 +59,7 @@ class Micro(Nats):
     """The same by nats-py's service framework."""
 
     name = "NATS micro"
+    what = "the same by nats-py's service framework"
 
     def role(self, role: str, **details: Any) -> Any:
         return super().role("micro_provider" if role == "provider" else role, **details)
@@ -67,6 +69,7 @@ class KeyValue(Nats):
     """A registry in a KV bucket, which every observer watches."""
 
     name = "NATS KV watch"
+    what = "a JetStream bucket (kept in files, its default) that every observer watches whole, nats-py on uvloop"
     does = frozenset({CHANGES, STORMS, JOINS})
     entries_max = 100_000
     entries_why = "filling the bucket alone takes minutes"

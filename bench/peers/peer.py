@@ -33,6 +33,7 @@ class Peer(ABC):
 
     key: ClassVar[str]  # as --only names it; several subjects may share one
     name: ClassVar[str]  # as tables name it
+    what: ClassVar[str]  # which client, over what, doing what: a sentence for the page
     kind: ClassVar[str] = "peer"  # or "product", or "floor"
     does: ClassVar[frozenset[str]]  # the jobs it can be asked to do: CALLS, ...
     payload_max: ClassVar[int | None] = None  # bytes, by its own defaults

@@ -17,6 +17,7 @@ PYTHON = ("redis", "redis", "uvloop")
 class Redis(Peer):
     key = "redis"
     name = "Redis publish"
+    what = "redis-py's asyncio client on uvloop, publish to one channel; nothing is kept, so it is no registry"
     does = frozenset({CHANGES})
 
     @classmethod

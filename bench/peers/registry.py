@@ -269,3 +269,4 @@ class Fetch(Fanout):
     """Only a name in the tables: see `Joining._fetch`."""
 
     name = "DEALER fetch of as many bytes"
+    what = "as many bytes as the product received, in chunks of 64 KiB from a bare ROUTER"

@@ -21,6 +21,7 @@ class Zerorpc(Peer):
 
     key = "zerorpc"
     name = "zerorpc (no broker)"
+    what = "gevent client and server, connected straight to each other"
     does = frozenset({CALLS})
 
     @classmethod
