@@ -169,7 +169,7 @@ class AsyncWorker:
     async def send(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> None:
-        """As `call`, but wants no answer. What fails later is only counted."""
+        """As `call`, but wants no answer. What fails later is only counted. Raises: Busy, see `Worker.send`."""
         loop = self._check_started()
         data = face.check_call(function_id, payload, timeout, worker)
         timeout = face.inherit_deadline(timeout)

@@ -180,7 +180,10 @@ class Worker:
         return driver.submit(function_id, data, face.inherit_deadline(timeout), worker or "")
 
     def send(self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None) -> None:
-        """As `call`, but wants no answer: returns when it is on its way. What fails later is only counted."""
+        """As `call`, but wants no answer: returns when it is on its way. What fails later is only counted.
+
+        Raises: Busy when more is on its way already than the broker has read.
+        """
         driver = self._check_started()
         data = face.check_call(function_id, payload, timeout, worker)
         driver.send(function_id, data, face.inherit_deadline(timeout), worker or "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from itertools import pairwise
 import pytest
 
 from iii_zmq import AsyncWorker, Busy, Worker, wire
+from iii_zmq.core import sends
 from iii_zmq.core.changes import Change
 from iii_zmq.io import callbacks, driving, face, listeners, running
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
@@ -48,6 +51,25 @@ def test_submits_that_nobody_begins_are_limited(broker: RunningBroker, monkeypat
         assert refused == list(range(50, 80))
         assert all(isinstance(futures[at].exception(), Busy) for at in refused)
         assert worker.counters["calls_refused"] == 30
+
+
+def test_sends_that_a_stopped_broker_does_not_read_are_limited_and_go_on_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # All of them were kept by the worker's own socket, however many they were.
+    monkeypatch.setattr(sends, "SENDS_MAX", 200)
+    with running_broker("--ttl", "60") as broker, Worker("sender", broker.url) as worker:
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            for at in range(200):
+                worker.send("engine::ping", at)
+            with pytest.raises(Busy):
+                worker.send("engine::ping")
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        assert worker.call("engine::ping", 1) == 1
+        worker.send("engine::ping")
+        assert worker.counters["calls_refused"] == 1
 
 
 def test_inline_handlers_that_wait_inside_each_other_are_limited(
