@@ -285,5 +285,5 @@ class Content:
             self._keep_holders(function_id, holder)
 
     def _keep_holders(self, function_id: str, left: dict[str, None]) -> None:
-        if left:
-            self._holders[function_id] = left if len(left) > 1 else next(iter(left))
+        """There were several, so that one is left at least."""
+        self._holders[function_id] = left if len(left) > 1 else next(iter(left))
