@@ -151,12 +151,12 @@ def test_calls_in_flight_are_shown(url: str, provider: Worker) -> None:
 def test_a_stalled_worker_stands_out() -> None:
     script = "from iii_zmq import Worker; w = Worker('sleepy'); w.register('s::s', print); w.run()"
     with (
-        running_broker("--heartbeat", "0.05", "--ttl", "5") as quick,
+        running_broker("--heartbeat", "0.05", "--ttl", "60") as quick,
         Worker("watcher", quick.url) as watcher,
         running("-c", script, url=quick.url, command=(sys.executable,)) as sleepy,
     ):
-        watcher.wait_for("s::s", timeout=10)
-        changes = watcher.changes(timeout=10)
+        watcher.wait_for("s::s", timeout=60)
+        changes = watcher.changes(timeout=60)
         sleepy.send_signal(signal.SIGSTOP)
         assert next(changes).kind == "worker_changed"
         (line,) = [line for line in run("workers", url=quick.url).out.splitlines() if line.startswith("sleepy")]
