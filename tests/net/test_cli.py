@@ -151,7 +151,7 @@ def test_calls_in_flight_are_shown(url: str, provider: Worker) -> None:
 def test_a_stalled_worker_stands_out() -> None:
     script = "from iii_zmq import Worker; w = Worker('sleepy'); w.register('s::s', print); w.run()"
     with (
-        running_broker("--heartbeat", "0.05", "--ttl", "60") as quick,
+        running_broker("--heartbeat", "0.05", "--ttl", "600") as quick,
         Worker("watcher", quick.url) as watcher,
         running("-c", script, url=quick.url, command=(sys.executable,)) as sleepy,
     ):
