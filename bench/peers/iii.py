@@ -18,6 +18,7 @@ from bench.roles import answer, ready
 
 FUNCTION_ID = "bench::echo"
 READY_S = 30.0
+CONNECT_S = 60.0  # a thousand connect at once, to two CPUs
 JOINING_MAX = 100  # threads in which one process of a storm joins: one a worker
 LOADERS, BATCH = 10, 1_000  # one worker may offer 150,000 functions
 
@@ -144,31 +145,48 @@ def observers(url: str, number: int) -> None:
     async def in_thread(do: Any, *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(pool, do, *arguments)
 
-    async def join(member: watching.Member, at: int) -> Any:
-        worker = Worker(f"observer-{number}-{at}", url, threads=0)
+    async def join(member: watching.Member, at: int, is_observer: bool = True) -> Any:
+        name = f"observer-{number}-{at}"
+        worker = Worker(name, url, threads=0, connect_timeout=CONNECT_S, observer=is_observer)
         _follow(worker, member)
         await in_thread(worker.start)
         return worker
 
+    async def join_storm(member: watching.Member, at: int) -> Any:
+        return await join(member, at, is_observer=False)
+
     async def enter(worker: Any, name: str) -> None:
         await in_thread(worker.register, f"bench::{name}", echo)
 
-    asyncio.run(watching.serve(join, enter, lambda worker: len(worker.functions), lambda worker: worker.digest))
+    asyncio.run(watching.serve(join, enter, _count, _digest, join_storm))
 
 
 def async_observers(url: str, number: int) -> None:
     from iii_zmq import AsyncWorker
 
-    async def join(member: watching.Member, at: int) -> Any:
-        worker = AsyncWorker(f"observer-{number}-{at}", url, threads=0)
+    async def join(member: watching.Member, at: int, is_observer: bool = True) -> Any:
+        name = f"observer-{number}-{at}"
+        worker = AsyncWorker(name, url, threads=0, connect_timeout=CONNECT_S, observer=is_observer)
         _follow(worker, member)
         await worker.start()
         return worker
 
+    async def join_storm(member: watching.Member, at: int) -> Any:
+        return await join(member, at, is_observer=False)
+
     async def enter(worker: Any, name: str) -> None:
         await worker.register(f"bench::{name}", echo)
 
-    asyncio.run(watching.serve(join, enter, lambda worker: len(worker.functions), lambda worker: worker.digest))
+    asyncio.run(watching.serve(join, enter, _count, _digest, join_storm))
+
+
+def _count(worker: Any) -> int:
+    return len(worker.functions)
+
+
+def _digest(worker: Any) -> str:
+    found: str = worker.digest
+    return found
 
 
 def changer(url: str) -> None:

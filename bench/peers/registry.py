@@ -63,7 +63,7 @@ class Watched:
         before = memory_of(peer.servers)
         self._made, self._count, self._seen_s = 0, count, peer.seen_s
         self._changer, self._crews = peer.watch(_shares(count))
-        self.mib = memory_of(peer.servers) - before
+        self.mib = memory_of(peer.servers) - before if peer.servers else None
 
     def take(self) -> float:
         """Milliseconds from before the change to the last observer."""
@@ -94,10 +94,10 @@ def _changes(run: Run, mode: str, count: int) -> None:
                 run.add(subject, CHANGES, case, mode, "to the last", "ms", LOWER, samples[subject])
                 ratios = [mine / floors for mine, floors in zip(samples[subject], samples[Fanout], strict=True)]
                 run.add(subject, CHANGES, case, mode, "times the floor", "x", LOWER, ratios)
-                if count >= DEATH_OBSERVERS and subject.kind != "floor":
+                if count >= DEATH_OBSERVERS and found.mib is not None:
                     kib = [found.mib * 1024 / count]
                     run.add(subject, CHANGES, case, mode, "server memory per observer", "KiB", LOWER, kib)
-            if subject is Product:
+            if not run.results.find(measure=CHANGES, case=case, mode=mode, subject=Fanout.name):
                 run.add(Fanout, CHANGES, case, mode, "to the last", "ms", LOWER, samples[Fanout])
 
 

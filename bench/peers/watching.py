@@ -37,9 +37,16 @@ Sees = Callable[[Any], int]  # how many entries of a storm that connection has s
 
 
 async def serve(
-    join: Join, enter: Enter | None = None, sees: Sees | None = None, digest: Callable[[Any], str] = str
+    join: Join,
+    enter: Enter | None = None,
+    sees: Sees | None = None,
+    digest: Callable[[Any], str] = str,
+    join_storm: Join | None = None,
 ) -> None:
-    """Be a process full of observers; with `enter` and `sees` also one side of a storm."""
+    """Be a process full of observers; with `enter` and `sees` also one side of a storm.
+
+    Who enters something may have to join in another way than who only watches: `join_storm`.
+    """
     members: list[Member] = []
     kept: list[Any] = []  # connections that nothing else holds
 
@@ -68,10 +75,10 @@ async def serve(
         """Join and enter under each name at once; the moment when all of these saw `total`, None if in vain."""
         assert enter is not None
         assert sees is not None
-        entering, seeing = enter, sees
+        joining, entering, seeing = join_storm or join, enter, sees
 
         async def one(number: int, name: str) -> Any:
-            connection = await join(Member(), number)
+            connection = await joining(Member(), number)
             await entering(connection, name)
             return connection
 
