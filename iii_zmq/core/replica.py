@@ -29,6 +29,7 @@ from .. import wire
 from ..errors import ProtocolError
 from .changes import Change, Position, changes_of, reset_at
 from .content import Content, Step, read_step
+from .shared import Shared
 from .views import Function, Functions, WorkerInfo, Workers
 
 __all__ = ["HELD_BYTES_MAX", "HELD_MAX", "Change", "Position", "Replica"]
@@ -102,7 +103,9 @@ class Replica:
         held_max: int = HELD_MAX,
         held_bytes_max: int = HELD_BYTES_MAX,
         is_watched: Callable[[], bool] = lambda: True,
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared or Shared()
         self._is_watched = is_watched  # whether anybody hears of changes: to name them costs more than to apply them
         self.wanted: Wanted | None = None
         self.resumed: bool | None = None
@@ -172,7 +175,7 @@ class Replica:
 
     def on_deltas(self, message: wire.Deltas) -> list[Change]:
         """Raises: ProtocolError, before any of the deltas was applied."""
-        steps = [read_step(data) for data in message.deltas]
+        steps = [self._shared.read(data) for data in message.deltas]
         changes = []
         for step in steps:
             changes += self._on_step(message.epoch, step)
@@ -318,7 +321,11 @@ class Replica:
         self.counters["deltas"] += 1
         if not self._is_watched():
             return []
-        return changes_of(*applied, self._content, self._position, step.reason or None)
+        changes = self._shared.changes(self._position, step)
+        if changes is None:
+            changes = changes_of(*applied, self._content, self._position, step.reason or None)
+            self._shared.keep(self._position, step, changes)
+        return changes
 
     def _drain(self) -> list[Change]:
         """Applies what was held back and now follows. What lies beyond a hole stays, for the answer that fills it."""

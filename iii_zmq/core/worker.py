@@ -40,6 +40,7 @@ from .membership import (
 from .offers import Offers
 from .outgoing import SENDS, Outgoing
 from .replica import Replica
+from .shared import Shared
 from .signals import (
     BROKER,
     CONNECTED,
@@ -85,10 +86,11 @@ class WorkerCore:
         random: Callable[[], float],
         patience_s: float = 5.0,
         is_watched: Callable[[], bool] = lambda: True,
+        shared: Shared | None = None,
     ) -> None:
         self.profile = profile
         self.counters: Counter[str] = Counter()
-        self.replica = Replica(is_watched=is_watched)
+        self.replica = Replica(is_watched=is_watched, shared=shared)
         self._outbox: Outbox = []
         self._events: Events = []
         self._new_number = count(1).__next__

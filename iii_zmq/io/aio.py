@@ -367,7 +367,7 @@ class AsyncWorker:
     def _new_core(self) -> WorkerCore:
         return WorkerCore(
             self._profile, random=random.random, patience_s=self._connect_timeout,
-            is_watched=self._listeners.hear_changes,
+            is_watched=self._listeners.hear_changes, shared=face.shared,
         )  # fmt: skip
 
     async def _serve_until(self, start: asyncio.Future[None], over: asyncio.Future[Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 
 from .. import errors, wire
 from ..core.membership import Profile
+from ..core.shared import Shared
 from ..core.signals import RunCall
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
@@ -25,6 +26,8 @@ DRAIN_S = 5.0  # what leaving `with`, and the end of `run()`, give to running ca
 CREDIT_MAX = 2**31 - 1
 
 Handler = Callable[[Any], Any]
+
+shared = Shared()  # by all workers of this process
 
 
 class HandlerOptions(TypedDict, total=False):

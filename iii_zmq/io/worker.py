@@ -341,7 +341,7 @@ class Worker:
     def _new_core(self) -> WorkerCore:
         return WorkerCore(
             self._profile, random=random.random, patience_s=self._connect_timeout,
-            is_watched=self._listeners.hear_changes,
+            is_watched=self._listeners.hear_changes, shared=face.shared,
         )  # fmt: skip
 
     def _open(self, signals: _Signals | None = None) -> Driver:

@@ -1,0 +1,94 @@
+"""Replicas of one process that share what they read: each goes through the same as if it were alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from iii_zmq import wire
+from iii_zmq.core import replica as replica_module
+from iii_zmq.core import shared as shared_module
+from iii_zmq.core.replica import Replica
+from iii_zmq.core.shared import SHARED_BYTES_MAX, SLOTS, Shared
+from iii_zmq.errors import ProtocolError
+from tests.core.truth import Truth, offer, worker
+
+
+def joined(truth: Truth, shared: Shared) -> Replica:
+    replica = Replica(shared=shared)
+    replica.expect(1)
+    for part in truth.snapshot(1):
+        _ = replica.on_snapshot(part) if isinstance(part, wire.Snapshot) else replica.on_replay(part)
+    return replica
+
+
+def copied(message: wire.Deltas) -> wire.Deltas:
+    """As another socket hears it: equal bytes, and other objects."""
+    return wire.Deltas(0, message.epoch, [bytes(bytearray(delta)) for delta in message.deltas])
+
+
+@pytest.fixture
+def truth() -> Truth:
+    truth = Truth()
+    truth.change(worker("a"), offer("a", "f"))
+    return truth
+
+
+def test_the_second_replica_reads_and_names_nothing_anew(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Shared()
+    first, second = joined(truth, shared), joined(truth, shared)
+    truth.change(worker("b"), offer("b", "f"))
+    heard = first.on_deltas(copied(truth.message()))
+    for module, name in ((shared_module, "read_step"), (replica_module, "changes_of")):
+        monkeypatch.delattr(module, name)
+    assert second.on_deltas(copied(truth.message())) == heard != []
+    assert (second.position, second.digest) == (first.position, first.digest) == ((truth.epoch, 2), truth.digest())
+
+
+def test_a_replica_whose_content_is_another_does_not_take_anothers_changes(truth: Truth) -> None:
+    """Its content was tampered with: the delta's digest does not come out, and nothing is told."""
+    shared = Shared()
+    first, second = joined(truth, shared), joined(truth, shared)
+    second._content.load([wire.encode_row(worker("wrong"))])
+    truth.change(offer("a", "g"))
+    assert first.on_deltas(truth.message()) != []
+    assert second.on_deltas(truth.message()) == []
+    assert second.wanted == "digest"
+
+
+def test_the_same_delta_in_another_epoch_is_told_with_that_epoch(truth: Truth) -> None:
+    shared, other = Shared(), Truth("later")
+    other.change(worker("a"), offer("a", "f"))
+    for one in (truth, other):
+        replica = joined(one, shared)
+        one.change(offer("a", "g"))
+        (change,) = replica.on_deltas(copied(one.message()))
+        assert change.epoch == one.epoch
+    assert truth.deltas[-1] == other.deltas[-1]
+
+
+def test_a_slot_that_others_have_taken_since_is_no_harm(truth: Truth) -> None:
+    shared = Shared()
+    first, second = joined(truth, shared), joined(truth, shared)
+    for number in range(3 * SLOTS):
+        truth.change(offer("a", f"f{number}"))
+    seqs = range(2, truth.seq + 1)
+    heard = first.on_deltas(truth.message(*seqs))
+    assert second.on_deltas(copied(truth.message(*seqs))) == heard
+    assert len(heard) == 3 * SLOTS
+
+
+def test_a_large_delta_is_not_kept(truth: Truth) -> None:
+    shared = Shared()
+    first, second = joined(truth, shared), joined(truth, shared)
+    truth.change(*[offer("a", f"function{number:04}") for number in range(1000)])
+    assert len(truth.deltas[-1]) > SHARED_BYTES_MAX
+    heard = first.on_deltas(truth.message())
+    assert (shared._steps, shared._changes) == ([None] * SLOTS, [None] * SLOTS)
+    assert second.on_deltas(truth.message()) == heard
+
+
+def test_a_malformed_delta_is_refused_each_time() -> None:
+    shared = Shared()
+    for _ in range(2):
+        with pytest.raises(ProtocolError):
+            shared.read(b"\x90")
