@@ -47,6 +47,8 @@ def acquire(lock: BinaryIO) -> None:
 
 
 def make(level: str, lock: BinaryIO) -> None:
+    if VENV.is_symlink():
+        fail(f".venv is a link to {VENV.resolve()}, which may be another clone's: remove the link, and run this again")
     keep = not is_half_done(lock) and not has_moved() and is_ours()
     say("updating .venv ..." if keep else "setting up .venv (once, about 20 s) ...")
     for stamp in VENV.glob(".setup-*"):

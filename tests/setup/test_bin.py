@@ -105,6 +105,19 @@ def test_an_environment_made_by_hand_is_kept(project: Project) -> None:
     assert project.calls() == ["venv", "pip .", "pip ."]
 
 
+def test_an_environment_that_is_a_link_is_left_alone(project: Project) -> None:
+    """It was emptied once: the other clone had to be set up anew."""
+    elsewhere = project.root.parent / "another clone's"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (project.root / ".venv").symlink_to(elsewhere)
+    done = project.run()
+    assert (done.returncode, done.stdout) == (125, "")
+    (line,) = done.stderr.splitlines()
+    assert f".venv is a link to {elsewhere.resolve()}" in line
+    assert [path.name for path in elsewhere.iterdir()] == ["kept"]
+
+
 def test_a_set_up_waits_for_another_one_and_finds_its_work_done(project: Project) -> None:
     first = project.start(PIP_HANGS="1")
     wait_until((project.root / "hanging").exists)
