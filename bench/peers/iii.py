@@ -148,7 +148,8 @@ def observers(url: str, number: int) -> None:
     async def join(member: watching.Member, at: int, is_observer: bool = True) -> Any:
         name = f"observer-{number}-{at}"
         worker = Worker(name, url, threads=0, connect_timeout=CONNECT_S, observer=is_observer)
-        _follow(worker, member)
+        if is_observer:
+            _follow(worker, member)
         await in_thread(worker.start)
         return worker
 
@@ -167,7 +168,8 @@ def async_observers(url: str, number: int) -> None:
     async def join(member: watching.Member, at: int, is_observer: bool = True) -> Any:
         name = f"observer-{number}-{at}"
         worker = AsyncWorker(name, url, threads=0, connect_timeout=CONNECT_S, observer=is_observer)
-        _follow(worker, member)
+        if is_observer:
+            _follow(worker, member)
         await worker.start()
         return worker
 
