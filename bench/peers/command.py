@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from bench import report
 from bench.peers import calls, document, registry
@@ -22,6 +24,7 @@ MEASURES = (*calls.MEASURES, *registry.MEASURES)
 
 def main(argv: list[str]) -> int:
     asked = _parse(argv)
+    signal.signal(signal.SIGTERM, _stop)
     if asked.results:
         results, broken = read(asked.results), False
     else:
@@ -29,9 +32,16 @@ def main(argv: list[str]) -> int:
     document.show(results)
     if asked.json:
         results.write(asked.json)
-    if asked.write_docs:
+    if asked.write_docs and results.quick:
+        say("--quick is not for quoting: no docs are written of it")
+    elif asked.write_docs:
         document.write(results)
     return 1 if broken else 0
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Ended like by Ctrl-C: whatever was started is ended on the way out."""
+    sys.exit(128 + number)
 
 
 def _measure(asked: argparse.Namespace, argv: list[str]) -> tuple[Results, bool]:
@@ -75,8 +85,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.what if name not in MEASURES]:
         parser.error(f"not one of {', '.join(MEASURES)}: {' '.join(unknown)}")
-    if asked.write_docs and asked.quick:
-        parser.error("--quick is not for quoting: no docs are written of it")
     return asked
 
 

@@ -75,6 +75,10 @@ class KeyValue(Nats):
     entries_why = "filling the bucket alone takes minutes"
     with_jetstream = True
 
+    def start(self) -> None:
+        super().start()
+        self.role("changer").answer()  # makes the bucket: a thousand at once would race for that
+
 
 def provider(url: str, number: int) -> None:
     _run(_provider(url))

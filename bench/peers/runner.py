@@ -42,6 +42,7 @@ KEYS = tuple(dict.fromkeys(subject.key for subject in SUBJECTS))
 ALWAYS = ("iii", "floors")  # what the others are compared with
 ROUNDS, QUICK_ROUNDS = 5, 2
 SLOW_ROUNDS = 2
+WORD_MAX = 250  # characters of why somebody was left out; stderr has the whole
 
 
 @dataclass
@@ -72,7 +73,8 @@ class Run:
 
     def leave_out(self, subject: type[Peer], where: str, why: object) -> None:
         lines, known = str(why).strip().splitlines(), len(self.results.left_out)
-        word = self.results.leave_out(subject.name, where, " ".join([lines[0], *lines[-1:]]) if lines[1:] else lines[0])
+        why = f"{lines[0]} {lines[-1].strip()}" if lines[1:] else lines[0]
+        word = self.results.leave_out(subject.name, where, why[:WORD_MAX])
         if len(self.results.left_out) > known:
             say(f"  left out: {word.subject}, {word.where}: {word.why}")
         if lines[1:]:
