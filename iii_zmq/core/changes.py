@@ -103,14 +103,14 @@ def changes_of(
         ranks[_ORDER[kind]].append(change)
     if leave is not None:
         name = read_worker(leave.row).name
-        ranks[_ORDER[FUNCTION_REMOVED]] += _removed(leave, name, position, reason)
+        ranks[_ORDER[FUNCTION_REMOVED]] += _removed(leave, content.others(leave), name, position, reason)
         ranks[_ORDER[WORKER_LEFT]].append(Change(WORKER_LEFT, None, leave.worker_id, name, reason, epoch, seq, None))
     return [change for rank in ranks for change in rank]
 
 
-def _removed(leave: Leave, name: str, position: Position, reason: str | None) -> list[Change]:
+def _removed(leave: Leave, others: dict[str, int], name: str, position: Position, reason: str | None) -> list[Change]:
     """The functions of a worker that left. When a host dies, each replica tells thousands of these: no calls."""
-    worker_id, _, offers, others = leave
+    worker_id, _, offers = leave
     epoch, seq = position
     changes = [
         _new(Change, (FUNCTION_REMOVED, function_id, worker_id, name, reason, epoch, seq, 0)) for function_id in offers

@@ -1,8 +1,8 @@
 """The registry's content as a replica keeps it: packed rows, found by worker and by function, and their digest.
 
 Invariant: `total` is the sum of the hashes of exactly the rows held, and a function id is in `_holders` if and only if
-some worker's row offers it. Rows stay packed as they came: 100,000 of them cost memory, but no object that Python's
-cyclic collector would have to visit. It knows nothing of positions, answers or gaps.
+some worker's row offers it, or that of one in `_gone`. Rows stay packed as they came: 100,000 of them cost memory, but
+no object that Python's cyclic collector would have to visit. It knows nothing of positions, answers or gaps.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ class Step:
 
 
 class Leave(NamedTuple):
-    """A worker that went with all its rows: its own one, those of its functions, and who still offers these."""
+    """A worker that went with all its rows: its own one and those of its functions."""
 
     worker_id: str
     row: bytes
     offers: dict[str, bytes]
-    others: dict[str, int]  # function id -> how many other providers it has, where there are any
 
 
 class Applied(NamedTuple):
@@ -84,7 +83,7 @@ def read_offer(data: bytes) -> ProviderRow:
 class Content:
     """Rows by key. One thread writes; others may read at any time, and may then see a part of a change."""
 
-    __slots__ = ("_holders", "_ids", "_offers", "_shares", "_workers", "total")
+    __slots__ = ("_gone", "_holders", "_ids", "_offers", "_shares", "_workers", "total")
 
     def __init__(self) -> None:
         self.total = 0
@@ -94,6 +93,9 @@ class Content:
         # Function id -> its only provider's worker id, or several in the order in which they came. A dict for each of
         # 100,000 functions would cost as much again as all the rest.
         self._holders: dict[str, str | dict[str, None]] = {}
+        # Workers that left, with what they offered: still named in `_holders` until `tidy`. When a host dies, the users
+        # of a hundred replicas are to hear of it first, and its rows are looked for in memory afterwards.
+        self._gone: dict[str, dict[str, bytes]] = {}
         self._ids: dict[str, str] = {}  # every worker id once: each row that is unpacked brings a copy of its own
 
     @property
@@ -107,27 +109,39 @@ class Content:
         return list(self._workers)
 
     def function_ids(self) -> list[str]:
-        return list(self._holders)
+        ids = list(self._holders)
+        return [function_id for function_id in ids if self.is_offered(function_id)] if self._gone else ids
 
     def worker_count(self) -> int:
         return len(self._workers)
 
     def function_count(self) -> int:
-        return len(self._holders)
+        return len(self.function_ids()) if self._gone else len(self._holders)
 
     def is_offered(self, function_id: str) -> bool:
-        return function_id in self._holders
+        return self.holder_count(function_id) > 0
 
     def holders(self, function_id: str) -> list[str]:
         """The ids of the workers that offer the function, those who came first first."""
         holder = self._holders.get(function_id, {})
-        return [holder] if isinstance(holder, str) else list(holder)
+        holders = [holder] if isinstance(holder, str) else list(holder)
+        return [worker_id for worker_id in holders if worker_id not in self._gone] if self._gone else holders
 
     def holder_count(self, function_id: str) -> int:
+        """How many workers offer the function."""
+        if self._gone:
+            return len(self.holders(function_id))
         holder = self._holders.get(function_id)
         if holder is None:
             return 0
         return 1 if isinstance(holder, str) else len(holder)
+
+    def others(self, leave: Leave) -> dict[str, int]:
+        """Function id -> how many workers still offer what the one that left did, where there are any."""
+        holders, own = self._holders, leave.worker_id
+        shared = [function_id for function_id in leave.offers if holders[function_id] is not own]
+        counts = {function_id: self.holder_count(function_id) for function_id in shared}
+        return {function_id: count for function_id, count in counts.items() if count}
 
     def offers(self, worker_id: str) -> list[str]:
         """The ids of the functions that the worker offers."""
@@ -187,7 +201,9 @@ class Content:
         if wire.digest_bytes(total) != step.digest:
             return None
         self.total = total
-        self._edit(edits)
+        if edits:
+            self.tidy()
+            self._edit(edits)
         leave = self._drop_worker(step.leaver) if step.leaver else None
         for owner, share in shares.items():
             if owner in self._offers:
@@ -195,6 +211,15 @@ class Content:
             else:
                 self._shares.pop(owner, None)
         return Applied(edits, leave)
+
+    def tidy(self) -> None:
+        """Forgets what those offered that left."""
+        if not self._gone:
+            return
+        for worker_id, offers in self._gone.items():
+            for function_id in offers:
+                self._drop_holder(function_id, worker_id)
+        self._gone = {}
 
     def edits_to(self, other: Content) -> list[Edit]:
         """What turns this content into the other one."""
@@ -206,16 +231,10 @@ class Content:
 
     def _drop_worker(self, worker_id: str) -> Leave:
         """Every row of the worker goes."""
-        row, offers, own = self._workers.pop(worker_id), self._offers.pop(worker_id), self._ids.pop(worker_id)
-        holders = list(map(self._holders.pop, offers))
-        others: dict[str, int] = {}
-        if holders.count(own) < len(offers):  # it was not the only provider of all
-            for function_id, holder in zip(offers, holders, strict=True):
-                if isinstance(holder, dict):
-                    del holder[own]
-                    self._keep_holders(function_id, holder)
-                    others[function_id] = self.holder_count(function_id)
-        return Leave(worker_id, row, offers, others)
+        own = self._ids.pop(worker_id)
+        offers = self._gone[own] = self._offers[own]  # before it goes: who reads meanwhile is to see one or the other
+        del self._offers[own]
+        return Leave(own, self._workers.pop(own), offers)
 
     def _edits_of(self, step: Step) -> tuple[list[Edit], dict[str, int]]:
         """What its drops and puts are to this content, and by how much that changes the shares of whom."""
@@ -279,11 +298,10 @@ class Content:
             self._holders[function_id] = {holder: None, worker_id: None}
 
     def _drop_holder(self, function_id: str, worker_id: str) -> None:
-        holder = self._holders.pop(function_id)
-        if isinstance(holder, dict):
-            del holder[worker_id]
-            self._keep_holders(function_id, holder)
-
-    def _keep_holders(self, function_id: str, left: dict[str, None]) -> None:
-        """There were several, so that one is left at least."""
-        self._holders[function_id] = left if len(left) > 1 else next(iter(left))
+        holder = self._holders[function_id]
+        if isinstance(holder, str):
+            del self._holders[function_id]
+            return
+        del holder[worker_id]
+        if len(holder) == 1:
+            self._holders[function_id] = next(iter(holder))

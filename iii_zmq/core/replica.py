@@ -183,6 +183,7 @@ class Replica:
 
     def on_beacon(self, beacon: wire.Beacon) -> list[Change]:
         """Compares positions and digests: a lost last delta shows here. Never changes anything."""
+        self._content.tidy()
         if not self._is_loaded or self._answer is not None:
             return []  # the answer's own digests, and the next beacon, will tell
         if beacon.epoch != self._position.epoch:

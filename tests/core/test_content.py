@@ -138,3 +138,47 @@ def test_a_delta_that_puts_a_row_of_its_leaver_is_refused() -> None:
     delta = wire.Delta(1, bytes(wire.DIGEST_BYTES), "died", (row,), (("a", ""),), "a")
     with pytest.raises(ProtocolError, match="puts a row of 'a', which it says has left"):
         read_step(wire.encode_delta(delta))
+
+
+def views(content: Content) -> dict[str, object]:
+    """All that others read."""
+    ids = content.function_ids()
+    return {
+        "workers": content.worker_ids(),
+        "functions": {function_id: content.holders(function_id) for function_id in ids},
+        "counts": {function_id: content.holder_count(function_id) for function_id in "fgh"},
+        "offered": {function_id: content.is_offered(function_id) for function_id in "fgh"},
+        "count": content.function_count(),
+    }
+
+
+@pytest.mark.parametrize("leavers", ["a", "ab", "abc", "c"])
+def test_who_left_is_seen_no_more_before_and_after_its_functions_are_forgotten(truth: Truth, leavers: str) -> None:
+    content = content_of(truth)
+    for leaver in leavers:
+        gone = [key for key in truth.rows if key[0] == leaver]
+        content.apply(step(truth, drops=[*[key for key in gone if key[1]], (leaver, "")]))
+    expected = views(content_of(truth))
+    assert views(content) == expected
+    content.tidy()
+    assert views(content) == expected
+    assert (content._gone, set(content._holders)) == ({}, set(content.function_ids()))
+
+
+def test_what_comes_after_a_leave_finds_nothing_of_it(truth: Truth) -> None:
+    """The same id again, which no broker gives, and the same functions."""
+    content = content_of(truth)
+    content.apply(step(truth, drops=ALL_OF_A))
+    content.apply(read_step(truth.change(worker("a"), offer("a", "g"), offer("c", "h"))))
+    assert views(content) == views(content_of(truth))
+    content.tidy()
+    assert views(content) == views(content_of(truth))
+
+
+def test_others_are_counted_without_those_who_left_in_the_same_message(truth: Truth) -> None:
+    content = content_of(truth)
+    content.apply(step(truth, drops=ALL_OF_A))
+    applied = content.apply(step(truth, drops=[("b", "f"), ("b", "g"), ("b", "")]))
+    assert applied is not None
+    assert applied.leave is not None
+    assert content.others(applied.leave) == {"f": 1}
