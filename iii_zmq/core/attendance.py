@@ -56,7 +56,7 @@ class Attendance:
         self._liveness = Liveness(settings, alarm)
         self._hold_until = 0.0
         self.closing = False
-        self.are_more_dying = False  # the process of one that died had other sessions: theirs will end in no time
+        self._died: set[tuple[str, int]] = set()  # processes of which a session died in this turn
         self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each who joined or left
 
     # -- Hello and Bye -------------------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ class Attendance:
     def end(self, session: Session, reason: str, now: float) -> None:
         """The session ends, and everything it owned with it, once."""
         self._forget(session)
-        if reason in ("died", "silent") and self._sessions.has_sibling(session):
-            self.are_more_dying = True
+        if reason in ("died", "silent"):
+            self._died.add(session.process)
         function_ids = self._leave(session, reason)
         self._calls.caller_gone(session)
         self._calls.provider_gone(session, now)
@@ -147,6 +147,11 @@ class Attendance:
         """Acts on every verdict that is due."""
         while (judged := self._liveness.pop_verdict(now)) is not None:
             self._on_verdict(*judged, now)
+
+    def pop_more_dying(self) -> bool:
+        """Whether a process of which a session died in this turn has others: theirs will end in no time."""
+        died, self._died = self._died, set()
+        return any(map(self._sessions.has_any_of, died))
 
     def next_deadline(self) -> float | None:
         return self._liveness.next_deadline()

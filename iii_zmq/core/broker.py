@@ -268,10 +268,8 @@ class BrokerCore:
 
     def _do_what_is_due(self, now: float) -> None:
         self._attendance.tick(now)
-        if self._attendance.are_more_dying:
-            self._attendance.are_more_dying = False
-            if self._publish_at <= now:  # all that a process had is told in one message, if it ends within a moment
-                self._publish_at = now + self.settings.gather_s
+        if self._attendance.pop_more_dying() and self._publish_at <= now:
+            self._publish_at = now + self.settings.gather_s  # all that a process had is told in one message
         self._calls.tick(now)
         self._draining.advance(now)
         self._answers.tick(now)

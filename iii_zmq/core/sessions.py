@@ -63,9 +63,9 @@ class Sessions:
         session.token, session.token_before = token, known_as
         self.add(session)
 
-    def has_sibling(self, session: Session) -> bool:
-        """Whether its process has, or had when this one was removed, another session."""
-        return session.process in self._processes
+    def has_any_of(self, process: tuple[str, int]) -> bool:
+        """Whether the process, (host, pid), has a session."""
+        return process in self._processes
 
     def forget_token_before(self, session: Session) -> None:
         """Its worker knows the present token."""

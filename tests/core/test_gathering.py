@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iii_zmq import wire
-from iii_zmq.core.session import EVERYONE, Settings
+from iii_zmq.core.session import EVERYONE, Settings, Undelivered, Unsubscribed
 from tests.core.brokerage import Brokerage, Member
 
 GATHER_S = 0.002
@@ -77,6 +77,18 @@ def test_workers_of_one_process_that_die_together_are_told_together() -> None:
     assert messages(broker) == []
     broker.die(second)
     assert messages(broker) == [[5, 6]]
+
+
+def test_a_process_whose_workers_all_died_in_one_turn_is_told_at_once() -> None:
+    broker = quiet_broker(gather_s=0.02)
+    members = process_of(broker, "b", "c")
+    for member in members:
+        broker.core.receive(EVERYONE, Unsubscribed(wire.presence_topic(member.token)), broker.now)
+    broker.turn()
+    for member in members:
+        broker.core.receive(member.peer, Undelivered(wire.Probe(0)), broker.now)
+    broker.turn()
+    assert messages(broker) == [[4, 5]]
 
 
 def test_a_dead_worker_that_was_alone_in_its_process_is_told_at_once() -> None:
