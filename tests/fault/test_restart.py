@@ -60,6 +60,7 @@ def story() -> Iterator[Story]:
             all_crews.joined()
             for number in SIGNALS:
                 all_can_be_called(watcher)
+                all_slow_calls_are_in_flight(watcher)
                 epoch = watcher.position.epoch
                 ended_at = time.monotonic()
                 process.send_signal(number)
@@ -104,6 +105,16 @@ def all_can_be_called(watcher: Worker) -> None:
     watcher.wait_for(*names, timeout=PATIENCE_S)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(answers, [name for name in names if not name.endswith("slow")]))
+
+
+def all_slow_calls_are_in_flight(watcher: Worker) -> None:
+    """Each worker has one; who met no provider yet tries again. Quick calls are in flight too, but not all the time."""
+    until = time.monotonic() + PATIENCE_S
+    in_a_row = 0
+    while in_a_row < 30:
+        assert time.monotonic() < until
+        in_a_row = in_a_row + 1 if watcher.call("engine::status")["in_flight"] >= CREWS * WORKERS else 0
+        time.sleep(0.005)
 
 
 def lost_by(story: Story, restart: Restart) -> list[tuple[str, str, float, float, str]]:
