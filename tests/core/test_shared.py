@@ -66,6 +66,17 @@ def test_the_same_delta_in_another_epoch_is_told_with_that_epoch(truth: Truth) -
     assert truth.deltas[-1] == other.deltas[-1]
 
 
+def test_another_delta_at_the_same_position_is_named_for_itself(truth: Truth) -> None:
+    """No two brokers give one epoch; a program with workers at two brokers is not to depend on that."""
+    shared, other = Shared(), Truth()
+    other.change(worker("a"), offer("a", "f"))
+    for one, name in ((truth, "g"), (other, "h")):
+        replica = joined(one, shared)
+        one.change(offer("a", name))
+        (change,) = replica.on_deltas(one.message())
+        assert change.function_id == name
+
+
 def test_a_slot_that_others_have_taken_since_is_no_harm(truth: Truth) -> None:
     shared = Shared()
     first, second = joined(truth, shared), joined(truth, shared)
