@@ -83,7 +83,7 @@ def read_offer(data: bytes) -> ProviderRow:
 class Content:
     """Rows by key. One thread writes; others may read at any time, and may then see a part of a change."""
 
-    __slots__ = ("_gone", "_holders", "_ids", "_offers", "_shares", "_workers", "total")
+    __slots__ = ("_gone", "_holders", "_ids", "_offers", "_several", "_shares", "_workers", "total")
 
     def __init__(self) -> None:
         self.total = 0
@@ -96,6 +96,7 @@ class Content:
         # Workers that left, with what they offered: still named in `_holders` until `tidy`. When a host dies, the users
         # of a hundred replicas are to hear of it first, and its rows are looked for in memory afterwards.
         self._gone: dict[str, dict[str, bytes]] = {}
+        self._several = 0  # functions whose holders are a dict
         self._ids: dict[str, str] = {}  # every worker id once: each row that is unpacked brings a copy of its own
 
     @property
@@ -138,6 +139,8 @@ class Content:
 
     def others(self, leave: Leave) -> dict[str, int]:
         """Function id -> how many workers still offer what the one that left did, where there are any."""
+        if not self._several:
+            return {}
         holders, own = self._holders, leave.worker_id
         shared = [function_id for function_id in leave.offers if holders[function_id] is not own]
         counts = {function_id: self.holder_count(function_id) for function_id in shared}
@@ -296,6 +299,7 @@ class Content:
             holder[worker_id] = None
         elif holder is not worker_id:
             self._holders[function_id] = {holder: None, worker_id: None}
+            self._several += 1
 
     def _drop_holder(self, function_id: str, worker_id: str) -> None:
         holder = self._holders[function_id]
@@ -305,3 +309,4 @@ class Content:
         del holder[worker_id]
         if len(holder) == 1:
             self._holders[function_id] = next(iter(holder))
+            self._several -= 1

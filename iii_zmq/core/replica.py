@@ -205,7 +205,8 @@ class Replica:
         elif epoch != at.epoch:
             self._want("epoch")
         elif step.seq == at.seq + 1:
-            return self._advance(step) + self._drain()
+            changes = self._advance(step)
+            return changes + self._drain() if self._held else changes
         else:
             self._hold(epoch, step)
             self._want("gap")
@@ -373,6 +374,10 @@ class _Held:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._steps: dict[tuple[str, int], Step] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._steps)
 
     def put(self, epoch: str, step: Step) -> bool:
         """False when that is more than may be held."""

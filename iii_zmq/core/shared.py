@@ -16,6 +16,8 @@ from .content import Step, read_step
 SLOTS = 64  # deltas of a moment: the workers of a process hear the same ones within milliseconds
 SHARED_BYTES_MAX = 16 * 1024  # of a delta that is kept: at most some 5 MB with its changes, whatever comes
 
+BEGINNING = 40  # bytes of a delta that tell it from others well enough: they hold its seq and its digest
+
 
 class Shared:
     """Of one process; bounded by its slots."""
@@ -28,7 +30,7 @@ class Shared:
         """The packed delta, read. Raises: ProtocolError."""
         if len(data) > SHARED_BYTES_MAX:
             return read_step(data)
-        slot = hash(data) % SLOTS
+        slot = hash(data[:BEGINNING]) % SLOTS
         kept = self._steps[slot]
         if kept is not None and kept[0] == data:
             return kept[1]

@@ -163,6 +163,7 @@ def test_who_left_is_seen_no_more_before_and_after_its_functions_are_forgotten(t
     content.tidy()
     assert views(content) == expected
     assert (content._gone, set(content._holders)) == ({}, set(content.function_ids()))
+    assert content._several == sum(isinstance(holder, dict) for holder in content._holders.values())
 
 
 def test_what_comes_after_a_leave_finds_nothing_of_it(truth: Truth) -> None:
