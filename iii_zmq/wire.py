@@ -43,6 +43,8 @@ CONTAINERS_MAX = 4096  # maps and arrays in a large header; an Ack that refuses 
 STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of what a broker sends; a worker trusts its broker
 ENTRY_BYTES_MAX = 64 * 1024  # one function's entry, schemas included
 METADATA_BYTES_MAX = 64 * 1024  # one worker's metadata
+BUNDLE_BYTES_MAX = LARGE_BYTES  # header of a Bundle
+BUNDLE_MAX = 64  # messages in a Bundle: what has come is answered before more is read
 BATCH_MAX = 1024  # functions in one Register: about 10 ms of the broker's loop
 NAME_CHARS_MAX = 64  # one name between two `::`, and a worker's name
 FUNCTION_ID_CHARS_MAX = 200
@@ -646,16 +648,34 @@ class Cancel:
     number: int
 
 
+@dataclass(slots=True)
+class Bundle:
+    """either way: small messages that leave together in one, each a whole frame. They count as if each came alone.
+
+    No bundle is in a bundle. The broker sends one only to who says in Hello that it takes them.
+    """
+
+    KIND: ClassVar[int] = 36
+    FIELDS: ClassVar[tuple[Any, ...]] = (BYTES_LIST,)
+    number: int
+    frames: list[bytes]
+
+
+BUNDLES = "bundles"  # the capability in Hello
+
 FromWorker = (
     Hello | Register | Unregister | Heartbeat | Sync | Received | Drain | Bye | Call | Result | Failure | Cancel
+    | Bundle
 )  # fmt: skip
-FromBroker = Welcome | Ack | Snapshot | Replay | Invite | Unknown | Refuse | Probe | Call | Result | Failure | Cancel
+FromBroker = (
+    Welcome | Ack | Snapshot | Replay | Invite | Unknown | Refuse | Probe | Call | Result | Failure | Cancel | Bundle
+)  # fmt: skip
 OnStream = Deltas | Beacon | Closing | Snapshot | Replay
 Message = FromWorker | FromBroker | OnStream
 
 MESSAGES: tuple[type[Any], ...] = (
     Hello, Welcome, Register, Unregister, Ack, Heartbeat, Sync, Snapshot, Replay, Received, Invite, Drain, Bye,
-    Unknown, Refuse, Probe, Closing, Deltas, Beacon, Call, Result, Failure, Cancel,
+    Unknown, Refuse, Probe, Closing, Deltas, Beacon, Call, Result, Failure, Cancel, Bundle,
 )  # fmt: skip
 KINDS: dict[int, type[Any]] = {message.KIND: message for message in MESSAGES}
 
@@ -679,6 +699,9 @@ def encode(message: Message) -> tuple[bytes, Buffer | None]:
             return _with_payload(Call.KIND, message.number, header, message.payload)
         case Result():
             return _with_payload(Result.KIND, message.number, _NO_FIELDS, message.payload)
+        case Bundle():
+            header = pack(message.frames)
+            return PREFIX.pack(MAGIC, VERSION, Bundle.KIND, len(header) + 1, message.number) + b"\x91" + header, None
         case _:
             header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
             version = message.version if isinstance(message, Refuse) else VERSION
@@ -918,7 +941,14 @@ def _check_digest(message: Snapshot | Beacon) -> None:
         raise ProtocolError(f"digest of {len(message.digest)} bytes; expected {DIGEST_BYTES}")
 
 
+def _check_bundle(bundle: Bundle) -> None:
+    size = sum(map(len, bundle.frames))
+    if len(bundle.frames) > BUNDLE_MAX or size > BUNDLE_BYTES_MAX:
+        raise ProtocolError(f"a Bundle of {len(bundle.frames)} messages and {size} bytes: too many")
+
+
 _CHECKS: dict[type[Any], Callable[[Any], None]] = {
+    Bundle: _check_bundle,
     Hello: _check_hello,
     Welcome: _check_welcome,
     Ack: _check_ack,

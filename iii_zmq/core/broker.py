@@ -117,6 +117,11 @@ class BrokerCore:
         self._outbox.clear()
         return sent
 
+    def takes_bundles(self, peer: Peer) -> bool:
+        """Whether this peer said so."""
+        session = self._sessions.by_peer.get(peer)
+        return session is not None and wire.BUNDLES in session.hello.capabilities
+
     def take_news(self) -> list[str]:
         """A line for the log for each worker that joined or left since this was last asked."""
         news = list(self.news)
@@ -187,6 +192,7 @@ class BrokerCore:
             case (
                 wire.Welcome() | wire.Ack() | wire.Snapshot() | wire.Replay() | wire.Invite() | wire.Unknown()
                 | wire.Refuse() | wire.Probe() | wire.Closing() | wire.Deltas() | wire.Beacon()
+                | wire.Bundle()  # one inside another: the shell opens those that stand alone
             ):  # fmt: skip
                 self.counters["unexpected"] += 1
             case _:

@@ -134,6 +134,8 @@ class WorkerCore:
                 | wire.Drain() | wire.Bye()
             ):  # fmt: skip
                 self._on_own_words(now)
+            case wire.Bundle():  # one inside another: the Link opens those that stand alone
+                self.counters["unexpected"] += 1
             case _:
                 self._on_link(message, now)
 
@@ -234,8 +236,8 @@ class WorkerCore:
         self._pause()
         functions = self.offers.digest() if token else b""
         hello = wire.Hello(
-            number, [], profile.name, profile.host, profile.pid, profile.metadata, profile.credit, profile.observer,
-            *self.replica.sync_position(), token, functions,
+            number, [wire.BUNDLES], profile.name, profile.host, profile.pid, profile.metadata, profile.credit,
+            profile.observer, *self.replica.sync_position(), token, functions,
         )  # fmt: skip
         self._outbox.append((BROKER, hello))
         self.following.expect(number)

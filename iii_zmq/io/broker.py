@@ -22,13 +22,14 @@ import socket as stdlib_socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
 from .. import wire
 from .._version import __version__
 from ..core.broker import BrokerCore
+from ..core.bundles import by_peer, packed
 from ..core.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from ..errors import ProtocolError
 from . import sockets
@@ -258,13 +259,19 @@ class Broker:
         self._router_touched = True
         if self._unskipped and not self._skip_rest(router):
             return
+        left = burst
         try:
-            for _ in range(burst):
+            while left > 0:
                 peer = router.recv(_NOBLOCK)
                 message = self._read_message()
+                left -= 1
                 if debug:
                     self._tell_message("from", peer, message)
-                receive(peer, message, now)
+                if type(message) is wire.Bundle:
+                    left -= len(message.frames)
+                    self._open_bundle(peer, message, now)
+                else:
+                    receive(peer, message, now)
                 if self._unskipped:
                     return
                 if burst > 1 and not self._router_is_readable():  # asking costs 1 us, an Again 3
@@ -288,6 +295,17 @@ class Broker:
             if router.getsockopt(_RCVMORE):
                 self._skip_rest(router)
                 return self._malformed("more than two frames")
+        return self._decoded(frame, payload)
+
+    def _open_bundle(self, peer: Peer, bundle: wire.Bundle, now: float) -> None:
+        """What is in it counts as if each message had come alone."""
+        for frame in bundle.frames:
+            message = self._decoded(frame, None)
+            if self._debug:
+                self._tell_message("from", peer, message)
+            self.core.receive(peer, message, now)
+
+    def _decoded(self, frame: bytes, payload: wire.Buffer | None) -> wire.Message | Malformed:
         try:
             return wire.decode(frame, payload)
         except ProtocolError as error:
@@ -328,27 +346,44 @@ class Broker:
         self._router.getsockopt(_EVENTS)  # lets libzmq see ends of connections before the next probe is sent
 
     def _send_outbox(self) -> None:
-        router, debug = self._router, self._debug
-        for to, message in self.core.take_outbox():
-            frame, payload = wire.encode(message)
-            if debug:
+        """The stream's messages go first, in their order: there is none between sockets."""
+        core, controls = self.core, []
+        for to, message in core.take_outbox():
+            if self._debug:
                 self._tell_message("to", to, message)
             if to is EVERYONE or to is BROADCAST:
-                self._xpub.send(to + frame, _NOBLOCK)
+                self._xpub.send(to + wire.encode(message)[0], _NOBLOCK)
                 self._xpub_may_hold = True
-                continue
-            self._router_touched = True
-            try:
-                router.send(to, _SNDMORE_NOBLOCK)
-                if payload is None:
-                    router.send(frame, _NOBLOCK)
-                else:
-                    router.send(frame, _SNDMORE_NOBLOCK)
-                    router.send(payload, _NOBLOCK, copy=False)
-            except zmq.ZMQError as error:
-                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                    raise
-                self._undelivered.append((to, Undelivered(message, overflow=error.errno == zmq.EAGAIN)))
+            else:
+                controls.append((to, message))
+        if len(controls) == 1:
+            to, message = controls[0]
+            self._send(to, *wire.encode(message), (message,))
+            return
+        for to, messages in by_peer(controls).items():
+            if len(messages) > 1 and core.takes_bundles(to):
+                for packet in packed(messages):
+                    self._send(to, *packet)
+            else:
+                for message in messages:
+                    self._send(to, *wire.encode(message), (message,))
+
+    def _send(self, to: Peer, frame: bytes, payload: wire.Buffer | None, carried: Sequence[wire.Message]) -> None:
+        """To one peer; what can't be sent is told with the bad news."""
+        router = self._router
+        self._router_touched = True
+        try:
+            router.send(to, _SNDMORE_NOBLOCK)
+            if payload is None:
+                router.send(frame, _NOBLOCK)
+            else:
+                router.send(frame, _SNDMORE_NOBLOCK)
+                router.send(payload, _NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            overflow = error.errno == zmq.EAGAIN
+            self._undelivered.extend((to, Undelivered(message, overflow)) for message in carried)
 
     def _tell_message(self, way: str, peer: Peer, message: wire.Message | Malformed) -> None:
         """Kind, number and worker id, and nothing else: routing ids and tokens are secrets, payloads the users'."""

@@ -23,10 +23,12 @@ import select
 import struct
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import zmq
 
 from .. import errors, wire
+from ..core.bundles import packed
 from ..core.signals import (
     BROKER,
     LINK,
@@ -209,9 +211,23 @@ class Link:
         except errors.ProtocolError as error:
             self._read_odd(dealer, frame, error, now)
         else:
+            self._hand_over(message, now)
+
+    def _hand_over(self, message: wire.Message, now: float) -> None:
+        if type(message) is not wire.Bundle:
             if self._debug:
                 self._tell("from the broker", message)
             self.core.receive(BROKER, message, now)
+            return
+        for frame in message.frames:
+            try:
+                one = wire.decode(frame)
+            except errors.ProtocolError as error:
+                self._drop(error)
+                continue
+            if self._debug:
+                self._tell("from the broker", one)
+            self.core.receive(BROKER, one, now)
 
     def flush(self) -> bool:
         """Sends and does what the core wants, in order; whether there was anything."""
@@ -220,11 +236,15 @@ class Link:
         if not outbox:
             return False
         while outbox:
+            messages: list[wire.Message] = []
             for to, message in outbox:
                 if to is BROKER:
-                    self._send(message)  # type: ignore[arg-type]
-                else:
-                    self._obey(message)  # type: ignore[arg-type]
+                    messages.append(message)  # type: ignore[arg-type]
+                    continue
+                self._send(messages)
+                messages = []
+                self._obey(message)  # type: ignore[arg-type]
+            self._send(messages)
             outbox = core.take_outbox()
         return True
 
@@ -241,7 +261,7 @@ class Link:
         if dealer is None:
             return True
         self._news.discard(self._dealer_fd)
-        recv, receive, decode = dealer.recv, self.core.receive, wire.decode
+        recv, hand_over, decode = dealer.recv, self._hand_over, wire.decode
         for _ in range(burst):
             try:
                 frame = recv(_NOBLOCK)
@@ -252,9 +272,7 @@ class Link:
             except errors.ProtocolError as error:
                 self._read_odd(dealer, frame, error, now)
             else:
-                if self._debug:
-                    self._tell("from the broker", message)
-                receive(BROKER, message, now)
+                hand_over(message, now)
         self._is_touched = True
         return False
 
@@ -351,11 +369,18 @@ class Link:
 
     # -- sending and obeying -------------------------------------------------------------------------------------------
 
-    def _send(self, message: wire.Message) -> None:
+    def _send(self, messages: list[wire.Message]) -> None:
+        if len(messages) == 1:
+            self._send_frame(*wire.encode(messages[0]), messages)
+        else:
+            for frame, payload, carried in packed(messages):
+                self._send_frame(frame, payload, carried)
+
+    def _send_frame(self, frame: bytes, payload: wire.Buffer | None, carried: Sequence[wire.Message]) -> None:
         dealer = self._dealer
-        frame, payload = wire.encode(message)
         if self._debug:
-            self._tell("to the broker", message)
+            for message in carried:
+                self._tell("to the broker", message)
         self._is_touched = True
         try:
             if dealer is None:
@@ -366,7 +391,8 @@ class Link:
                 dealer.send(frame, _MORE)
                 dealer.send(payload, _NOBLOCK, copy=False)
         except zmq.Again:
-            self.core.receive(LINK, Unsent(message), time.monotonic())
+            for message in carried:
+                self.core.receive(LINK, Unsent(message), time.monotonic())
 
     def _obey(self, order: Order) -> None:
         try:

@@ -71,6 +71,7 @@ GOLDEN: list[tuple[wire.Message, str]] = [
         "94ae68616e646c65725f6661696c6564 a86578656375746564 a84b65794572726f72 a178",
     ),
     (wire.Cancel(14), "6933 01 23 00000001 000000000000000e 90"),
+    (wire.Bundle(0, [b"\x01", b"\x02"]), "6933 01 24 00000008 0000000000000000 9192c40101c40102"),
 ]  # fmt: skip
 EXAMPLES = {type(message): message for message, _ in GOLDEN}
 FRAMES = [bytes.fromhex(golden) for _, golden in GOLDEN]

@@ -177,7 +177,7 @@ def test_joining_step_by_step(place: Place) -> None:
     assert place.events() == [StateChanged("connecting", "")]
     place.link(Connected())
     (hello,) = place.sent()
-    assert hello == wire.Hello(1, [], "w", "host", 7, b"\x80", 128, False, "", 0, b"", b"")
+    assert hello == wire.Hello(1, [wire.BUNDLES], "w", "host", 7, b"\x80", 128, False, "", 0, b"", b"")
     place.hear(place.welcome(hello))
     presence = wire.presence_topic(TOKEN)
     assert place.orders() == [OpenStream("tcp://server:5571", (wire.STREAM_TOPIC, presence), 500, 2000)]

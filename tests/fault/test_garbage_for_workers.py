@@ -114,6 +114,8 @@ FROM_MAD: dict[str, tuple[list[bytes], str]] = {
     "a hundred frames": ([b"x"] * 100, "malformed"),
     "a bomb": ([strangers.BOMBS["a megabyte of empty arrays"]], "malformed"),
     "a deep one": ([strangers.BOMBS["a million levels"]], "malformed"),
+    "a bundle with garbage in it": ([packed(wire.Bundle(0, [b"x", packed(wire.Probe(0))]))], "malformed"),
+    "a bundle in a bundle": ([packed(wire.Bundle(0, [packed(wire.Bundle(0, []))]))], "unexpected"),
     "a Hello": ([packed(strangers.hello())], "unexpected"),
     "a Welcome that nobody waits for": (
         [packed(wire.Welcome(0, "w", DIGEST, "e", "tcp://*:1", 1, 1, 1, 1, 1, False, ""))], "unexpected",

@@ -71,12 +71,14 @@ class RawPeer:
         return self.numbers
 
     def hello(
-        self, name: str = "raw", *, functions: bytes = b"", observer: bool = False, credit: int = 1000
-    ) -> wire.Welcome:
+        self, name: str = "raw", *, functions: bytes = b"", observer: bool = False, credit: int = 1000,
+        capabilities: tuple[str, ...] = (),
+    ) -> wire.Welcome:  # fmt: skip
         """With the token of the session before, if there was one."""
         token = self.welcome.token if self.welcome is not None else b""
         number = self.number()
-        self.send(wire.Hello(number, [], name, "host", 1, b"\x80", credit, observer, "", 0, token, functions))
+        said = list(capabilities)
+        self.send(wire.Hello(number, said, name, "host", 1, b"\x80", credit, observer, "", 0, token, functions))
         welcome: wire.Welcome = self.read(wire.Welcome)
         self.welcome = welcome
         return welcome
