@@ -55,7 +55,7 @@ class Driver:
         self.desk = Desk(core.profile.name, listeners)
         self._notes = Notes()
         self.link = Link(core, self._notes.fd)
-        self.runner = Runner(core.profile.name, threads, handlers, core.incoming, self.post, self._ran)
+        self.runner = Runner(core.profile.name, threads, handlers, core.incoming, self.post, self.link.flush, self._ran)
         self.ended = False
         self.unusable: str | None = None  # why nothing can be asked any more
         # Under the lock.
@@ -368,8 +368,7 @@ class Driver:
             self._conditions.look()
 
     def _ran(self) -> None:
-        """After an inline handler: its answer leaves, and however many there are to run, heartbeats go on."""
-        self.link.flush()
+        """After an inline handler: however many there are to run, heartbeats go on."""
         if self._events and _clock() - self.polled_at > PUMP_S:
             self.polled_at = _clock()
             self.link.wait(0)

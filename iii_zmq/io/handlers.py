@@ -24,6 +24,9 @@ from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
+QUICK_S = 0.0002  # a handler that takes less is quick
+PACE_KEPT = 0.9  # of a slow run's time, at each run after it
+
 
 class Raised:
     """What a handler raised, as it travels."""
@@ -53,6 +56,7 @@ class Handlers:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self.entries: dict[str, bytes] = {}
+        self._paces: dict[str, float] = {}  # how long it took in seconds, at the worst of late; of those that ran here
 
     def __contains__(self, function_id: str) -> bool:
         return function_id in self._handlers
@@ -83,6 +87,7 @@ class Handlers:
         for name, (handler, entry) in prepared.items():
             self._handlers[name] = handler
             self.entries[name] = entry
+            self._paces.pop(name, None)
         return before
 
     def put_back(self, before: Mapping[str, tuple[Handler, bytes] | None], names: list[str]) -> None:
@@ -98,9 +103,19 @@ class Handlers:
         for name in names:
             self._handlers.pop(name, None)
             self.entries.pop(name, None)
+            self._paces.pop(name, None)
 
     def _pair(self, name: str) -> tuple[Handler, bytes] | None:
         return (self._handlers[name], self.entries[name]) if name in self._handlers else None
+
+    def is_quick(self, function_id: str) -> bool:
+        """Whether an answer that is ready may wait for this one: it ran before, and never took long of late."""
+        return self._paces.get(function_id, QUICK_S) < QUICK_S
+
+    def note_pace(self, function_id: str, took_s: float) -> None:
+        """It ran, and took so long. One slow run is forgotten in time: one pause of the system proves nothing."""
+        if function_id in self._handlers:
+            self._paces[function_id] = max(took_s, self._paces.get(function_id, 0.0) * PACE_KEPT)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
