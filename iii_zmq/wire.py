@@ -762,7 +762,8 @@ def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int
         _check_large(header_bytes, header, len(frame), header_bytes_max)
     fields = _header_fields(message, header)
     if message is Call and payload is None and body < len(frame) <= PAYLOAD_BYTES_MAX:
-        return Call(number, *fields, frame[body:], header)
+        function_id, caller, remaining_ms, target, flags, fence = fields
+        return Call(number, function_id, caller, remaining_ms, target, flags, fence, frame[body:], header)
     if message is Call or message is Result:
         return _decode_with_payload(message, number, header, fields, frame[body:], payload)
     if payload is not None or body != len(frame):

@@ -34,6 +34,7 @@ class Step:
     digest: bytes
     reason: str
     puts: dict[RowKey, bytes]
+    hashes: dict[RowKey, int]  # of the rows in `puts`
     drops: tuple[RowKey, ...]
     leaver: str
     size: int
@@ -63,7 +64,8 @@ def read_step(data: bytes) -> Step:
         raise ProtocolError(f"delta {seq} names a row more than once")
     if leaver and leaver in [owner for owner, _ in puts]:
         raise ProtocolError(f"delta {seq} puts a row of {leaver!r:.100}, which it says has left")
-    return Step(seq, digest, reason, puts, drops, leaver, len(data))
+    hashes = {key: wire.row_hash(row) for key, row in puts.items()}
+    return Step(seq, digest, reason, puts, hashes, drops, leaver, len(data))
 
 
 def read_worker(data: bytes) -> WorkerRow:
@@ -254,7 +256,7 @@ class Content:
             before = offers.get(owner, _NONE).get(function_id) if function_id else workers.get(owner)
             if before != row:
                 edits.append((key, before, row))
-                share = row_hash(row) if before is None else row_hash(row) - row_hash(before)
+                share = step.hashes[key] if before is None else step.hashes[key] - row_hash(before)
                 shares[owner] = shares.get(owner, 0) + share
         return edits, shares
 

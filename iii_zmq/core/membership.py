@@ -96,6 +96,7 @@ class Membership:
         self._opened_at = math.inf  # of the session since the latest `reconnect`
         self._heartbeat_at = math.inf
         self._heard_at = 0.0  # the latest word on the stream
+        self._silence_s = math.inf  # without one, and the stream must be broken
 
     # -- what others ask -----------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Membership:
     def due(self) -> float:
         if self.phase != OPEN:
             return self._phase_due
-        return min(self._heartbeat_at, self._heard_at + self._silent_s())
+        return min(self._heartbeat_at, self._heard_at + self._silence_s)
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 
@@ -168,6 +169,7 @@ class Membership:
         self.trouble = ""
         self._opened_at = self._heard_at = now
         self._heartbeat_at = now + self.heartbeat_s
+        self._silence_s = SILENT_AFTER * self.heartbeat_s
 
     def level(self) -> None:
         """The replica is complete and all registrations are answered."""
@@ -226,7 +228,7 @@ class Membership:
 
     def silent(self, now: float) -> bool:
         """The stream has been quiet for so long that it must be broken."""
-        return self.phase == OPEN and now >= self._heard_at + self._silent_s()
+        return self.phase == OPEN and now >= self._heard_at + self._silence_s
 
     def overdue(self, now: float) -> bool:
         """The phase lasts too long."""
@@ -243,9 +245,6 @@ class Membership:
         if state != self.state:
             self.state = state
             self._events.append(StateChanged(state, text))
-
-    def _silent_s(self) -> float:
-        return SILENT_AFTER * self.heartbeat_s
 
     def _answer_s(self) -> float:
         return max(ANSWER_S, ANSWER_BEATS * self.heartbeat_s)

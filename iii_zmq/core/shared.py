@@ -1,7 +1,7 @@
-"""What the replicas of one process need not do twice: to read a delta, and to name what it changed.
+"""What the workers of one process need not do twice: to decode and read a delta, and to name what it changed.
 
-Ten workers in a process hear each delta ten times. The first one reads it and names its changes; the others take both
-from here. Nothing depends on it: whatever is not here is made anew, and what is here is what would be made. For a
+Ten workers in a process hear each delta ten times. The first one reads it and names its changes; the others take all
+of it from here. Nothing depends on it: whatever is not here is made anew, and what is here is what would be made. For a
 delta that is so because its bytes are the same; for changes because epoch, seq and the delta are, whose digest came
 out: so the content before was the same as well.
 
@@ -10,6 +10,7 @@ Threads use it without a lock: a slot is one tuple, put and read as a whole.
 
 from __future__ import annotations
 
+from .. import wire
 from .changes import Change, Position
 from .content import Step, read_step
 
@@ -24,7 +25,18 @@ class Shared:
 
     def __init__(self) -> None:
         self._steps: list[tuple[bytes, Step] | None] = [None] * SLOTS
+        self._message: tuple[bytes, wire.OnStream] = (b"", wire.Closing(0, ""))
         self._changes: list[tuple[Position, Step, list[Change]] | None] = [None] * SLOTS
+
+    def decode(self, frame: bytes) -> wire.OnStream:
+        """The message in a frame of the stream; nobody alters it. Raises: ProtocolError."""
+        known, message = self._message
+        if frame == known:
+            return message
+        message = wire.decode_on_stream(frame)
+        if len(frame) <= SHARED_BYTES_MAX:
+            self._message = (frame, message)
+        return message
 
     def read(self, data: bytes) -> Step:
         """The packed delta, read. Raises: ProtocolError."""

@@ -90,7 +90,8 @@ class WorkerCore:
     ) -> None:
         self.profile = profile
         self.counters: Counter[str] = Counter()
-        self.replica = Replica(is_watched=is_watched, shared=shared)
+        self.shared = shared or Shared()
+        self.replica = Replica(is_watched=is_watched, shared=self.shared)
         self._outbox: Outbox = []
         self._events: Events = []
         self._new_number = count(1).__next__

@@ -128,7 +128,7 @@ def test_the_names_in_the_delta_of_a_leaver_are_not_read(truth: Truth) -> None:
 
 def test_a_leaver_that_is_not_here_changes_nothing(truth: Truth) -> None:
     content, before = content_of(truth), truth.rows
-    stranger = Step(9, truth.digest(), "died", {}, (), "nobody", 0)
+    stranger = Step(9, truth.digest(), "died", {}, {}, (), "nobody", 0)
     assert content.apply(stranger) is None
     assert rows(content) == before
 
