@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from bench.floors import SNDMORE, _bound, _connected
-from bench.peers import lanes, watching
+from bench.peers import install, lanes, watching
 from bench.peers.peer import CALLS, CHANGES, Peer
 from bench.processes import Child
 from bench.roles import answer, ready
@@ -64,8 +64,16 @@ class Fanout(Floor):
     """The change itself, as bytes, to all at once."""
 
     name = "XPUB"
-    what = "250 bytes from one bare XPUB to SUBs that share an event loop in each process"
+    what = "250 bytes from one bare XPUB to SUBs that share an event loop (uvloop) in each process"
     does = frozenset({CHANGES})
+
+    @classmethod
+    def install(cls) -> None:
+        install.uvloop_venv()
+
+    @classmethod
+    def python(cls) -> str:
+        return str(install.uvloop_venv())
 
     def watch(self, shares: list[int]) -> tuple[Child, list[Child]]:
         changer = self.role("changer")
@@ -214,6 +222,7 @@ CHANGE_BYTES = 250  # about what a registration is on the product's stream
 
 def fanout_observers(url: str, number: int) -> None:
     """SUBs in one process, read by its event loop: no thread each."""
+    import uvloop
 
     async def join(member: watching.Member, _: int) -> Any:
         sub = _connected(zmq.SUB, url, {zmq.SUBSCRIBE: b"", zmq.RCVHWM: 0})
@@ -226,4 +235,4 @@ def fanout_observers(url: str, number: int) -> None:
         read()
         return sub
 
-    asyncio.run(watching.serve(join))
+    uvloop.run(watching.serve(join))

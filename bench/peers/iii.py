@@ -7,11 +7,12 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bench.measure import memory_mib, tcp_bytes_received
-from bench.peers import lanes, watching
+from bench.peers import install, lanes, watching
 from bench.peers.peer import CALLS, CHANGES, DEATHS, JOINS, STORMS, Peer
 from bench.processes import Broker, Child
 from bench.roles import answer, ready
@@ -25,6 +26,12 @@ LOADERS, BATCH = 10, 1_000  # one worker may offer 150,000 functions
 
 def echo(payload: object) -> object:
     return payload
+
+
+def _run(role: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(role)
 
 
 class Product(Peer):
@@ -52,8 +59,20 @@ class Product(Peer):
 
 class Async(Product):
     name = "AsyncWorker"
-    what = "the same, `AsyncWorker` on asyncio's own event loop on both sides"
+    what = "the same, `AsyncWorker` on uvloop on both sides, as the other Python clients"
     does = frozenset({CALLS, CHANGES, DEATHS, STORMS})
+
+    @classmethod
+    def install(cls) -> None:
+        install.uvloop_venv()
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return install.python_versions(install.uvloop_venv(), "uvloop")
+
+    @classmethod
+    def python(cls) -> str:
+        return str(install.uvloop_venv())
 
     def role(self, role: str, **details: Any) -> Child:
         both = role in ("victim", "loader", "joiner")
@@ -74,7 +93,7 @@ def provider(url: str, number: int) -> None:
 
 
 def async_provider(url: str, number: int) -> None:
-    asyncio.run(_async_provider(url, number))
+    _run(_async_provider(url, number))
 
 
 async def _async_provider(url: str, number: int) -> None:
@@ -112,7 +131,7 @@ def caller(url: str) -> None:
 
 
 def async_caller(url: str) -> None:
-    asyncio.run(_async_caller(url))
+    _run(_async_caller(url))
 
 
 async def _async_caller(url: str) -> None:
@@ -179,7 +198,7 @@ def async_observers(url: str, number: int) -> None:
     async def enter(worker: Any, name: str) -> None:
         await worker.register(f"bench::{name}", echo)
 
-    asyncio.run(watching.serve(join, enter, _count, _digest, join_storm))
+    _run(watching.serve(join, enter, _count, _digest, join_storm))
 
 
 def _count(worker: Any) -> int:
@@ -206,7 +225,7 @@ def changer(url: str) -> None:
 
 
 def async_changer(url: str) -> None:
-    asyncio.run(_async_changer(url))
+    _run(_async_changer(url))
 
 
 async def _async_changer(url: str) -> None:

@@ -7,6 +7,7 @@ Whatever fails ends as `Missing` with the last line that the tool said.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -35,6 +36,15 @@ def venv(name: str, *packages: str) -> Path:
 
     _once(f"venv-{name}", (sys.version, *packages), make)
     return python
+
+
+def uvloop_venv() -> Path:
+    """A venv with what iii_zmq needs, in the versions that are here, and uvloop, as the other Python clients have it.
+
+    Raises: Missing.
+    """
+    needs = [f"{name}=={importlib.metadata.version(name)}" for name in ("pyzmq", "msgpack")]
+    return venv("iii", *needs, "uvloop")
 
 
 def node_modules(name: str, *packages: str) -> Path:
