@@ -705,7 +705,10 @@ def encode(message: Message) -> tuple[bytes, Buffer | None]:
             header = message.header or _call_header(message)
             return _with_payload(Call.KIND, message.number, header, message.payload)
         case Result():
-            return _with_payload(Result.KIND, message.number, _NO_FIELDS, message.payload)
+            payload = message.payload
+            if len(payload) > INLINE_BYTES_MAX:
+                return _with_payload(Result.KIND, message.number, _NO_FIELDS, payload)
+            return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
         case Bundle():
             header = _pack_small(message.frames)
             return PREFIX.pack(MAGIC, VERSION, Bundle.KIND, len(header) + 1, message.number) + b"\x91" + header, None

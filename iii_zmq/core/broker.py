@@ -44,6 +44,7 @@ from .session import (
 )
 from .sessions import Sessions
 
+_EVENT_TYPES = frozenset(EVENTS)
 DELTAS_BYTES_MAX = 1024 * 1024  # of one message on the stream; a single larger delta travels alone
 
 
@@ -85,18 +86,19 @@ class BrokerCore:
 
     def receive(self, sender: Peer, message: wire.Message | Event, now: float) -> None:
         """Handles one message, or one event of the shell's sockets."""
-        self._notice_pause(now)
-        if isinstance(message, EVENTS):
-            self._on_event(sender, message, now)
+        if self._due_at is not None or self._started_at is None:
+            self._notice_pause(now)
+        if type(message) in _EVENT_TYPES:
+            self._on_event(sender, message, now)  # type: ignore[arg-type]
             return
         session = self._sessions.by_peer.get(sender)
         if session is None:
-            self._on_stranger(sender, message, now)
+            self._on_stranger(sender, message, now)  # type: ignore[arg-type]
             return
         session.heard_at = now
         if session.stalled:
             self._attendance.set_stalled(session, False)
-        self._on_message(session, message, now)
+        self._on_message(session, message, now)  # type: ignore[arg-type]
 
     def tick(self, now: float) -> None:
         """Does what is due."""
@@ -222,7 +224,7 @@ class BrokerCore:
 
     def _on_call(self, session: Session, call: wire.Call, now: float) -> None:
         if session.joined and not session.leaving and not self._attendance.closing:
-            if wire.is_reserved(call.function_id):
+            if call.function_id.startswith("engine") and wire.is_reserved(call.function_id):
                 self._on_engine_call(session, call, now)
             else:
                 self._calls.accept(session, call, now)

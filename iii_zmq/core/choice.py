@@ -43,7 +43,11 @@ class Choice:
     def choose(self, function_id: str, offers: Sequence[Provider]) -> Provider | None:
         """The best of `offers` that has room now."""
         count = len(offers)
-        start = self._turns.get(function_id, 0) if count > 1 else 0
+        if count == 1:  # as it mostly is: what the rest would come to
+            offer = offers[0]
+            session = self._sessions[offer.worker_id]
+            return offer if offer.active and session.has_room and session.routable else None
+        start = self._turns.get(function_id, 0)
         best: Provider | None = None
         best_rank = (True, 0)
         best_index = 0
@@ -59,7 +63,7 @@ class Choice:
                 best, best_rank, best_index = offer, rank, index
                 if rank == _IDLE:
                     break
-        if best is not None and count > 1:
+        if best is not None:
             self._turns[function_id] = best_index + 1
         return best
 
