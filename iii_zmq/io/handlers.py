@@ -139,7 +139,7 @@ class Handlers:
                 packed = wire.pack(value)
             except Exception:
                 return pack_outcome(run, value)  # says what is wrong with it
-            return packed if len(packed) <= wire.INLINE_BYTES_MAX else pack_outcome(run, value)
+            return packed if len(packed) <= wire.PAYLOAD_BYTES_MAX else pack_outcome(run, value)
         except BaseException as error:  # a handler that exits has failed: the worker is not its to end
             if keeper.forks != forks:
                 end_child(error)
