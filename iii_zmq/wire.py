@@ -4,9 +4,9 @@
     prefix   = magic "i3" | version u8 | kind u8 | header length u32 | number u64      (16 bytes, big-endian)
     header   = msgpack array of the message's fields, in the order of its dataclass
     payload  = one msgpack value, in Call and Result only: behind the header when it has at most
-               `INLINE_BYTES_MAX` bytes, else as a second frame
+               `INLINE_BYTES_MAX` bytes, else as a second frame, or in two parts as a second and a third
 
-    control and calls   DEALER <-> ROUTER   one frame (two with a large payload) behind the routing id
+    control and calls   DEALER <-> ROUTER   one frame (two or three with a large payload) behind the routing id
     registry stream     XPUB -> SUB         one frame: topic | message
 
 `number` ties an answer to its question: a Call to its Result, a Hello to its Welcome and to the snapshot that follows.
@@ -67,6 +67,28 @@ PRESENCE_PREFIX = b"w|"
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 Buffer = bytes | memoryview
+
+
+@dataclass(slots=True, frozen=True)
+class Split:
+    """A large payload in two frames, `head` and `rest`, whose bytes in this order are the msgpack value.
+
+    What the sender has as one piece of memory (a bytes of 16 MB) needs no copy to be the `rest` of a value.
+    """
+
+    head: Buffer
+    rest: Buffer
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.rest)
+
+    def __bytes__(self) -> bytes:
+        return b"".join((self.head, self.rest))
+
+
+Payload = Buffer | Split
+_LONG = struct.Struct(">BI")  # the head of a bin or str of more than 65,535 bytes
+_BIN32, _STR32 = 0xC6, 0xDB
 
 
 # -- what users write: function ids and entries ------------------------------------------------------------------------
@@ -609,7 +631,7 @@ class Call:
     target: str
     flags: int
     fence: int
-    payload: Buffer
+    payload: Payload
     header: bytes | None = None
 
 
@@ -620,7 +642,7 @@ class Result:
     KIND: ClassVar[int] = 33
     FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
-    payload: Buffer
+    payload: Payload
 
 
 @dataclass(slots=True)
@@ -693,20 +715,30 @@ def pack(value: Any) -> bytes:
     return cast(bytes, msgpack.packb(value, use_bin_type=True))
 
 
+def pack_payload(value: Any) -> bytes | Split:
+    """As `pack`; long bytes and strings are not copied to stand behind their five bytes of head."""
+    kind = type(value)
+    if (kind is bytes or kind is str or kind is bytearray) and len(value) > INLINE_BYTES_MAX:
+        rest: bytes = value.encode() if kind is str else bytes(value)  # the same object, if it is one of bytes
+        if len(rest) >> 32 == 0:
+            return Split(_LONG.pack(_STR32 if kind is str else _BIN32, len(rest)), rest)
+    return pack(value)
+
+
 # A Packer for many values, three times as fast as one for each. Only for plain values of our own and of a small size:
 # what a user's object does while it is packed may come to pack another one, and the buffer never shrinks.
 _pack_small = msgpack.Packer(use_bin_type=True, buf_size=2 * LARGE_BYTES).pack
 
 
-def encode(message: Message) -> tuple[bytes, Buffer | None]:
-    """The first frame, and the payload where it travels as a frame of its own."""
+def encode(message: Message) -> tuple[bytes, Payload | None]:
+    """The first frame, and the payload where it travels in frames of its own."""
     match message:
         case Call():
             header = message.header or _call_header(message)
             return _with_payload(Call.KIND, message.number, header, message.payload)
         case Result():
             payload = message.payload
-            if len(payload) > INLINE_BYTES_MAX:
+            if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
                 return _with_payload(Result.KIND, message.number, _NO_FIELDS, payload)
             return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
         case Bundle():
@@ -723,10 +755,12 @@ def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
     return topic + encode(message)[0]
 
 
-def _with_payload(kind: int, number: int, header: bytes, payload: Buffer) -> tuple[bytes, Buffer | None]:
+def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tuple[bytes, Payload | None]:
     prefix = PREFIX.pack(MAGIC, VERSION, kind, len(header), number)
     if len(payload) > INLINE_BYTES_MAX:
         return prefix + header, payload
+    if isinstance(payload, Split):
+        payload = bytes(payload)
     return b"".join((prefix, header, payload)), None
 
 
@@ -744,8 +778,8 @@ _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
 # -- decode ------------------------------------------------------------------------------------------------------------
 
 
-def decode(frame: bytes, payload: Buffer | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
-    """The message in `frame`, with `payload` if there was a second frame. Raises: ProtocolError, and nothing else.
+def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
+    """The message in `frame`, with `payload` if there were further frames. Raises: ProtocolError, and nothing else.
 
     `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
     """
@@ -804,12 +838,25 @@ def decode_on_stream(frame: bytes) -> OnStream:
     raise ProtocolError(f"{type(message).__name__} does not belong on the stream")
 
 
-def unpack(data: Buffer) -> Any:
+def unpack(data: Payload) -> Any:
     """The value in a payload, as handlers and callers get it. Raises: ValueError when it is no msgpack value."""
     try:
+        if isinstance(data, Split):
+            return _unpack_split(data)
         return msgpack.unpackb(data, raw=False, strict_map_key=False)
     except Exception as error:  # msgpack raises several unrelated kinds, and what ext types raise
         raise ValueError(f"payload of {len(data)} bytes is no msgpack value: {error}") from error
+
+
+def _unpack_split(data: Split) -> Any:
+    """What `pack_payload` makes is taken with one copy, or none when it is bytes already."""
+    if len(data.head) == _LONG.size:
+        kind, size = _LONG.unpack(data.head)
+        if size == len(data.rest) and kind == _BIN32:
+            return bytes(data.rest)
+        if size == len(data.rest) and kind == _STR32:
+            return str(data.rest, "utf-8")
+    return msgpack.unpackb(bytes(data), raw=False, strict_map_key=False)
 
 
 def unpack_map(data: bytes) -> dict[Any, Any]:
@@ -912,9 +959,9 @@ def _decode_with_payload(
     header: bytes,
     fields: list[Any],
     inline: bytes,
-    attached: Buffer | None,
+    attached: Payload | None,
 ) -> Message:
-    payload: Buffer = inline
+    payload: Payload = inline
     if attached is not None:
         if inline:
             raise ProtocolError(f"{message.__name__} with two payloads")

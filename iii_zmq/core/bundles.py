@@ -17,7 +17,7 @@ P = TypeVar("P", bound=Hashable)
 _IN_BUNDLES = frozenset((wire.Call, wire.Result, wire.Failure, wire.Cancel))
 _FRAME_BYTES = 8  # what a frame takes in a header beside its bytes, at most, and the array itself a part of
 
-Packed = tuple[bytes, wire.Buffer | None, Sequence[wire.Message]]
+Packed = tuple[bytes, wire.Payload | None, Sequence[wire.Message]]
 """A frame, the payload where it travels as a second one, and the messages that leave with them."""
 
 

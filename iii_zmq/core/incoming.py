@@ -49,7 +49,7 @@ class Incoming:
             run.cancelled = True
             self._events.append(CancelCall(run))
 
-    def finish(self, run: RunCall, payload: bytes) -> None:
+    def finish(self, run: RunCall, payload: wire.Payload) -> None:
         """The handler returned."""
         if self._close(run):
             self._outbox.append((BROKER, wire.Result(run.number, payload)))

@@ -58,7 +58,14 @@ class Outgoing:
     # -- from the facade -----------------------------------------------------------------------------------------------
 
     def call(
-        self, number: int, function_id: str, payload: bytes, timeout_s: float, target: str, flags: int, now: float
+        self,
+        number: int,
+        function_id: str,
+        payload: wire.Payload,
+        timeout_s: float,
+        target: str,
+        flags: int,
+        now: float,
     ) -> None:
         """Raises: Busy when too many calls are open; Closed after `close`."""
         if self._closed:

@@ -152,7 +152,7 @@ class CallEnded:
     """One of our calls has its outcome: the packed result, or the failure to raise."""
 
     number: int
-    outcome: wire.Buffer | CallFailed
+    outcome: wire.Payload | CallFailed
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +166,7 @@ class RunCall:
     number: int
     function_id: str
     caller: str
-    payload: wire.Buffer
+    payload: wire.Payload
     deadline: float
     epoch: str
     fence: int

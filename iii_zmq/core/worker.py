@@ -182,7 +182,7 @@ class WorkerCore:
         self.membership.connect(now)
 
     def call(
-        self, function_id: str, payload: bytes, timeout_s: float, now: float, target: str = "", flags: int = 0
+        self, function_id: str, payload: wire.Payload, timeout_s: float, now: float, target: str = "", flags: int = 0
     ) -> int:
         """The call's number, which its CallEnded names. Raises: Busy."""
         number = self._new_number()

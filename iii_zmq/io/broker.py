@@ -311,15 +311,15 @@ class Broker:
         return self._router.getsockopt(_EVENTS) & _POLLIN != 0  # type: ignore[operator]  # an int, for this option
 
     def _read_message(self) -> wire.Message | Malformed:
-        """What stands behind the address: one frame, or two with a large payload; all else is malformed."""
+        """What stands behind the address: one frame, two or three with a large payload; all else is malformed."""
         router = self._router
         frame = router.recv(_NOBLOCK)
-        payload: memoryview | None = None
+        payload: wire.Payload | None = None
         if router.getsockopt(_RCVMORE):
-            payload = router.recv(_NOBLOCK, copy=False).buffer
+            payload = sockets.receive_payload(router)
             if router.getsockopt(_RCVMORE):
                 self._skip_rest(router)
-                return self._malformed("more than two frames")
+                return self._malformed("more than three frames")
         return self._decoded(frame, payload)
 
     def _take(self, peer: Peer, message: wire.Message | Malformed, now: float) -> int:
@@ -336,7 +336,7 @@ class Broker:
             self.core.receive(peer, one, now)
         return len(message.frames)
 
-    def _decoded(self, frame: bytes, payload: wire.Buffer | None) -> wire.Message | Malformed:
+    def _decoded(self, frame: bytes, payload: wire.Payload | None) -> wire.Message | Malformed:
         try:
             return wire.decode(frame, payload)
         except ProtocolError as error:
@@ -399,7 +399,7 @@ class Broker:
                 for message in messages:
                     self._send(to, *wire.encode(message), (message,))
 
-    def _send(self, to: Peer, frame: bytes, payload: wire.Buffer | None, carried: Sequence[wire.Message]) -> None:
+    def _send(self, to: Peer, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         """To one peer; what can't be sent is told with the bad news."""
         router = self._router
         self._router_touched = True
@@ -409,7 +409,7 @@ class Broker:
                 router.send(frame, _NOBLOCK)
             else:
                 router.send(frame, _SNDMORE_NOBLOCK)
-                router.send(payload, _NOBLOCK, copy=False)
+                sockets.send_payload(router, payload)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise

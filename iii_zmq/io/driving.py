@@ -87,7 +87,7 @@ class Driver:
     def leave(self) -> None:
         self._lock.release()
 
-    def call_here(self, function_id: str, payload: bytes, timeout: float, target: str) -> wire.Buffer:
+    def call_here(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> wire.Payload:
         """Between `enter` and `leave`: the packed result. Raises: CallFailed."""
         slot = Slot()
         number = self.core.call(function_id, payload, timeout, _clock(), target)
@@ -110,7 +110,7 @@ class Driver:
             raise slot.outcome
         return slot.outcome
 
-    def submit(self, function_id: str, payload: bytes, timeout: float, target: str) -> CallFuture:
+    def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
         """From any thread."""
         future = CallFuture(lambda given_up: self.post(lambda: self._forget_call(given_up)))
         if len(self._notes) >= NOTES_MAX:
@@ -137,7 +137,7 @@ class Driver:
         self.post(begin)
         return future
 
-    def send(self, function_id: str, payload: bytes, timeout: float, target: str) -> None:
+    def send(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> None:
         """From any thread; no answer comes back. Raises: Busy."""
         self.do(lambda: self.core.call(function_id, payload, timeout, _clock(), target, wire.NO_ANSWER))
 

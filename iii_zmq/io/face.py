@@ -98,6 +98,7 @@ def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
     if metadata is None:
         return wire.pack({})
     packed = pack_value("metadata", check_json_object("metadata", metadata))
+    assert isinstance(packed, bytes)  # a map is never split
     if len(packed) > wire.METADATA_BYTES_MAX:
         raise ValueError(f"metadata of {len(packed)} bytes; at most {wire.METADATA_BYTES_MAX} are allowed")
     return packed
@@ -195,10 +196,10 @@ def read_batch(batch: Mapping[str, Handler] | Iterable[Any]) -> list[tuple[str, 
 # -- payloads ----------------------------------------------------------------------------------------------------------
 
 
-def pack_value(what: str, value: Any, limit: int = wire.PAYLOAD_BYTES_MAX) -> bytes:
-    """One msgpack value. Raises: TypeError, ValueError for what can't be carried."""
+def pack_value(what: str, value: Any, limit: int = wire.PAYLOAD_BYTES_MAX) -> bytes | wire.Split:
+    """One msgpack value; a map or array is one of bytes. Raises: TypeError, ValueError for what can't be carried."""
     try:
-        packed = wire.pack(value)
+        packed = wire.pack_payload(value)
     except OverflowError as error:
         raise ValueError(f"{what}: msgpack carries integers of at most 64 bits ({error})") from error
     except TypeError as error:
@@ -214,7 +215,7 @@ _IDS_MAX = 10_000  # known to be well formed; a program calls a few dozen
 _good_ids: set[str] = set()
 
 
-def check_call(function_id: str, payload: Any, timeout: float, worker: str | None) -> bytes:
+def check_call(function_id: str, payload: Any, timeout: float, worker: str | None) -> bytes | wire.Split:
     """The packed payload. Raises: TypeError, ValueError. Called for each call: what is usual passes quickly."""
     if function_id not in _good_ids:
         wire.check_function_id(function_id)
@@ -225,7 +226,7 @@ def check_call(function_id: str, payload: Any, timeout: float, worker: str | Non
     if worker is not None and not isinstance(worker, str):
         raise _wrong(TypeError, "worker", worker, "a worker id")
     try:
-        packed = wire.pack(payload)
+        packed = wire.pack_payload(payload)
     except Exception:
         packed = pack_value("payload", payload)  # says what is wrong
     if len(packed) > wire.PAYLOAD_BYTES_MAX:
@@ -240,7 +241,7 @@ def check_wanted(function_ids: tuple[str, ...]) -> list[str]:
     return [one for one in dict.fromkeys(function_ids) if not wire.is_reserved(one)]
 
 
-def unpack_result(data: wire.Buffer) -> Any:
+def unpack_result(data: wire.Payload) -> Any:
     """Raises: RemoteError when the provider sent what is no value."""
     try:
         return wire.unpack(data)

@@ -46,7 +46,7 @@ class NotRun(Enum):
 
 
 NOT_STARTED = NotRun.TOO_LATE
-Outcome = bytes | Raised | NotRun
+Outcome = bytes | wire.Split | Raised | NotRun
 """A packed result, what was raised, or why the handler was not started."""
 
 
@@ -136,7 +136,7 @@ class Handlers:
             if keeper.forks != forks:
                 end_child(None)
             try:
-                packed = wire.pack(value)
+                packed = wire.pack_payload(value)
             except Exception:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.PAYLOAD_BYTES_MAX else pack_outcome(run, value)
@@ -150,7 +150,7 @@ class Handlers:
             running.reset(token)
 
 
-def pack_outcome(run: RunCall, value: Any) -> bytes:
+def pack_outcome(run: RunCall, value: Any) -> bytes | wire.Split:
     """Raises: TypeError, ValueError when msgpack can't carry what the handler returned."""
     return pack_value(f"result of {run.function_id}", value)
 

@@ -277,11 +277,11 @@ class Link:
         return False
 
     def _read_odd(self, dealer: Socket, frame: bytes, error: errors.ProtocolError, now: float) -> None:
-        """A frame that is no message: the first of two, as large payloads come, or not of this protocol."""
+        """A frame that is no message: the first of several, as large payloads come, or not of this protocol."""
         if not dealer.getsockopt(_RCVMORE):
             self._drop(error)
             return
-        payload = dealer.recv(_NOBLOCK, copy=False).buffer
+        payload = sockets.receive_payload(dealer)
         while dealer.getsockopt(_RCVMORE):
             dealer.recv(_NOBLOCK)
         try:
@@ -378,7 +378,7 @@ class Link:
             for frame, payload, carried in packed(messages):
                 self._send_frame(frame, payload, carried)
 
-    def _send_frame(self, frame: bytes, payload: wire.Buffer | None, carried: Sequence[wire.Message]) -> None:
+    def _send_frame(self, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         dealer = self._dealer
         if self._debug:
             for message in carried:
@@ -391,7 +391,7 @@ class Link:
                 dealer.send(frame, _NOBLOCK)
             else:
                 dealer.send(frame, _MORE)
-                dealer.send(payload, _NOBLOCK, copy=False)
+                sockets.send_payload(dealer, payload)
         except zmq.Again:
             for message in carried:
                 self.core.receive(LINK, Unsent(message), time.monotonic())

@@ -77,7 +77,7 @@ class Loop:
         if running is not self._loop and running is not None:
             raise RuntimeError("the worker belongs to another event loop: make one in this loop")
 
-    def call(self, function_id: str, payload: bytes, timeout: float, target: str) -> CallFuture:
+    def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
         """Raises: Busy, Closed."""
         number = self.core.call(function_id, payload, timeout, _clock(), target)
         future = CallFuture(loop=self._loop)
@@ -350,7 +350,7 @@ class Loop:
             self.turn_soon()
 
 
-def _end(waiter: CallFuture, outcome: wire.Buffer | errors.CallFailed) -> None:
+def _end(waiter: CallFuture, outcome: wire.Payload | errors.CallFailed) -> None:
     if waiter.done():
         return
     if isinstance(outcome, errors.CallFailed):

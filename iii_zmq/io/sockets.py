@@ -129,6 +129,33 @@ def _connecting(socket: zmq.Socket[bytes], heartbeat_ms: int, ttl_ms: int) -> No
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_IVL_MAX_MS)
 
 
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
+
+
+def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
+    """The frames of a large payload, behind a first one that was sent with SNDMORE.
+
+    What came as a frame goes on as that very frame: pyzmq would have its collector's thread keep anything else alive.
+    """
+    if isinstance(payload, wire.Split):
+        socket.send(payload.head, _MORE)
+        payload = payload.rest
+    whole = payload.obj if isinstance(payload, memoryview) else payload
+    if isinstance(whole, zmq.Frame) and len(whole) == len(payload):
+        socket.send(whole, _NOBLOCK, copy=False)
+    else:
+        socket.send(payload, _NOBLOCK, copy=False)
+
+
+def receive_payload(socket: zmq.Socket[bytes]) -> wire.Payload:
+    """The frames behind the first one of a message that has more; uncopied. There may be more still."""
+    frame = socket.recv(_NOBLOCK, copy=False)
+    if not frame.more:
+        return frame.buffer
+    return wire.Split(frame.buffer, socket.recv(_NOBLOCK, copy=False).buffer)
+
+
 MONITORED = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED

@@ -15,7 +15,7 @@ from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
-CallOutcome = wire.Buffer | errors.CallFailed
+CallOutcome = wire.Payload | errors.CallFailed
 
 
 class Slot:

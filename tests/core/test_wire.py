@@ -252,6 +252,62 @@ def test_a_payload_of_its_own_frame_may_be_small() -> None:
     assert wire.decode(raw(33, b"\x90"), b"\x01") == wire.Result(1, b"\x01")
 
 
+LONG = {
+    "bytes": bytes(range(256)) * 300,
+    "str": "grün" * 20_000,
+    "bytearray": bytearray(b"ab" * 40_000),
+    "map": {"image": bytes(70_000), "n": 1},
+    "just too short": bytes(wire.INLINE_BYTES_MAX),
+}
+
+
+@pytest.mark.parametrize("value", LONG.values(), ids=LONG)
+def test_a_long_value_is_the_same_value_in_one_part_or_in_two(value: Any) -> None:
+    packed = wire.pack(value)
+    assert bytes(wire.pack_payload(value)) == packed
+    assert wire.unpack(wire.pack_payload(value)) == value
+    for at in (0, 1, 4, 5, 6, len(packed) - 1, len(packed)):
+        split = wire.Split(memoryview(packed)[:at], memoryview(packed)[at:])
+        assert (len(split), wire.unpack(split)) == (len(packed), value)
+        frame, payload = wire.encode(wire.Result(1, split))
+        assert payload is split
+        assert wire.decode(frame, payload) == wire.Result(1, split)
+
+
+def test_long_bytes_are_packed_and_unpacked_without_a_copy() -> None:
+    value = bytes(wire.INLINE_BYTES_MAX + 1)
+    split = wire.pack_payload(value)
+    assert isinstance(split, wire.Split)
+    assert split.rest is value
+    assert wire.unpack(split) is value
+
+
+def test_what_is_packed_does_not_change_when_the_user_changes_it() -> None:
+    value = bytearray(70_000)
+    packed = wire.pack_payload(value)
+    value[:4] = b"late"
+    assert wire.unpack(packed) == bytes(70_000)
+
+
+def test_two_parts_that_are_no_value_are_the_callers_fault() -> None:
+    for head, rest in ((b"\xc6\x00\x00\x00\x05", b"four"), (b"\xdb\x00\x00\x00\x01", b"\xff"), (b"\x01", b"\x02")):
+        with pytest.raises(ValueError, match="is no msgpack value"):
+            wire.unpack(wire.Split(head, rest))
+
+
+def test_two_parts_have_at_most_the_limit_together() -> None:
+    half = bytes(wire.PAYLOAD_BYTES_MAX // 2)
+    assert wire.decode(raw(33, b"\x90"), wire.Split(half, half))
+    with pytest.raises(ProtocolError, match="payload of 33554433 bytes; at most 33554432"):
+        wire.decode(raw(33, b"\x90"), wire.Split(half, half + b"1"))
+    with pytest.raises(ProtocolError, match="Result without a payload"):
+        wire.decode(raw(33, b"\x90"), wire.Split(b"", b""))
+
+
+def test_two_small_parts_travel_on_as_one() -> None:
+    assert wire.encode(wire.Result(1, wire.Split(b"\xa1", b"x"))) == (frame_of(wire.Result(1, b"\xa1x")), None)
+
+
 def test_two_payloads_are_refused() -> None:
     with pytest.raises(ProtocolError, match="Result with two payloads"):
         wire.decode(raw(33, b"\x90", b"\x01"), b"\x01")

@@ -214,7 +214,7 @@ def built(source: Source, texts: list[str], tokens: list[bytes], numbers: list[i
     return received(*wire.encode(message))
 
 
-def received(frame: bytes, payload: wire.Buffer | None = None) -> wire.Message | Malformed:
+def received(frame: bytes, payload: wire.Payload | None = None) -> wire.Message | Malformed:
     """As a shell hands it on."""
     try:
         return wire.decode(frame, payload)

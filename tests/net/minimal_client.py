@@ -129,9 +129,9 @@ class Client:
 
     def read_control(self) -> None:
         """Handles one message."""
-        first, *second = self.dealer.recv_multipart()
+        first, *others = self.dealer.recv_multipart()
         kind, number, fields, inline = _decode(first)
-        self._on_control(kind, number, fields, second[0] if second else inline)
+        self._on_control(kind, number, fields, b"".join(others) or inline)
 
     def close(self) -> None:
         if _is_ready(self.dealer, zmq.POLLOUT):

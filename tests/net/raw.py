@@ -61,7 +61,10 @@ class RawPeer:
 
     def send(self, message: wire.Message) -> None:
         frame, payload = wire.encode(message)
-        self.send_frames(frame, *([] if payload is None else [payload]))
+        if isinstance(payload, wire.Split):
+            self.send_frames(frame, payload.head, payload.rest)
+        else:
+            self.send_frames(frame, *([] if payload is None else [payload]))
 
     def send_frames(self, *frames: wire.Buffer) -> None:
         self.dealer.send_multipart(frames)
@@ -103,7 +106,7 @@ class RawPeer:
             assert self.read(wire.Ack).refusals == []
         return self
 
-    def call(self, function_id: str, payload: bytes = NIL, timeout_s: float = 30.0) -> int:
+    def call(self, function_id: str, payload: wire.Payload = NIL, timeout_s: float = 30.0) -> int:
         """Its number."""
         assert self.welcome is not None
         number = self.number()
@@ -136,7 +139,8 @@ class RawPeer:
         if not self.dealer.poll(max(0, int(within_s * 1000))):
             return None
         frame, *rest = self.dealer.recv_multipart()
-        message = wire.decode(frame, rest[0] if rest else None, header_bytes_max=wire.STREAM_BYTES_MAX)
+        payload = wire.Split(*rest) if len(rest) == 2 else rest[0] if rest else None
+        message = wire.decode(frame, payload, header_bytes_max=wire.STREAM_BYTES_MAX)
         if isinstance(message, wire.Snapshot | wire.Replay):
             self.send(wire.Received(message.number, message.index))
         elif isinstance(message, wire.Result) and len(message.payload) > wire.INLINE_BYTES_MAX:

@@ -56,6 +56,19 @@ async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.parametrize(
+    "value", [b"b" * 65_537, "ü" * 500_000, {"image": b"b" * 1_000_000}], ids=["bytes", "str", "map"]
+)
+def test_large_values_go_and_come_back(url: str, value: Any) -> None:
+    async def main() -> None:
+        async with AsyncWorker("provider", url) as provider, AsyncWorker("caller", url) as caller:
+            await provider.register("large::echo", echo)
+            assert await caller.call("large::echo", value) == value
+            assert await asyncio.gather(*(caller.call("large::echo", value) for _ in range(4))) == [value] * 4
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_handlers_of_both_kinds_answer(url: str, threads: int) -> None:
     async def main() -> None:

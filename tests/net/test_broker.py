@@ -12,8 +12,10 @@ from threading import Thread
 
 import pytest
 import zmq
+import zmq.utils.garbage as zmq_garbage
 
 from iii_zmq import wire
+from iii_zmq.io import sockets
 from iii_zmq.io.broker import AddressInUse, Broker, default_stream_url
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import NIL, RawPeer, raw_worker
@@ -60,6 +62,7 @@ GARBAGE: list[list[bytes]] = [
     [b"i3\x01\x01\xff\xff\xff\xff" + bytes(8)],  # a Hello's header longer than the frame
     [wire.encode(wire.Bye(1))[0], b"a payload where there is none"],
     [wire.encode(wire.Result(1, NIL))[0], b"a second payload"],
+    [wire.encode(wire.Result(1, bytes(70_000)))[0], b"a payload", b"in three", b"parts"],
     [b"1", b"2", b"3"],
     [bytes([number]) for number in range(200)],
 ]
@@ -118,6 +121,36 @@ def test_a_large_payload_comes_back_as_it_was_sent(broker: RunningBroker, peer: 
     with raw_worker(broker, "large"):
         peer.call("large", payload)
         assert bytes(peer.read(wire.Result).payload) == payload
+
+
+@pytest.mark.parametrize("at", [1, 5, 999_999])
+def test_a_payload_in_two_frames_comes_back_in_these_frames(broker: RunningBroker, peer: RawPeer, at: int) -> None:
+    packed = wire.pack(os.urandom(1_000_000))
+    with raw_worker(broker, "parts"):
+        peer.call("parts", wire.Split(packed[:at], packed[at:]))
+        assert peer.read(wire.Result).payload == wire.Split(packed[:at], packed[at:])
+
+
+def test_what_came_as_a_frame_goes_on_as_that_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyzmq has a thread that keeps alive what is sent without copying: a wake-up for each payload that passes the
+    broker, who holds a frame of libzmq's anyway. And a part of a frame is not the frame."""
+    kept: list[object] = []
+    with RawPeer("tcp://127.0.0.1:1") as any_peer:
+        one, other = any_peer.context.socket(zmq.PAIR), any_peer.context.socket(zmq.PAIR)
+        one.bind("inproc://frames")
+        other.connect("inproc://frames")
+        one.send_multipart([b"head", bytes(100_000)])
+        came = sockets.receive_payload(other)
+        assert isinstance(came, wire.Split)
+        store = zmq_garbage.gc.store
+        monkeypatch.setattr(zmq_garbage.gc, "store", lambda *some: kept.append(some) or store(*some))
+        sockets.send_payload(other, came)
+        assert (one.recv_multipart(), kept) == ([b"head", bytes(100_000)], [])
+        assert isinstance(came.rest, memoryview)
+        sockets.send_payload(other, came.rest[1:])
+        assert (one.recv(), len(kept)) == (bytes(99_999), 1)
+        one.close()
+        other.close()
 
 
 # -- deaths and pauses -------------------------------------------------------------------------------------------------

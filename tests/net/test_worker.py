@@ -83,6 +83,35 @@ def script(code: str, *args: str, timeout: float = 20.0) -> subprocess.Completed
 
 # -- payloads ----------------------------------------------------------------------------------------------------------
 
+LARGE = {
+    "bytes": b"b" * 1_000_000,
+    "bytes at the limit of one frame": b"b" * 65_536,
+    "just above it": b"b" * 65_537,
+    "str": "ü" * 500_000,
+    "map": {"image": b"b" * 1_000_000, "n": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("value", LARGE.values(), ids=LARGE)
+def test_large_values_go_and_come_back(make: Callable[..., Worker], value: Any) -> None:
+    provider = make("provider", threads=0)
+    provider.register("large::echo", echo)
+    provider.start()
+    with make("caller") as caller:
+        assert caller.call("large::echo", value) == value
+        assert [one.result() for one in [caller.submit("large::echo", value) for _ in range(4)]] == [value] * 4
+
+
+def test_a_payload_may_be_changed_once_submit_has_returned(make: Callable[..., Worker]) -> None:
+    provider = make("provider", threads=0)
+    provider.register("changed::echo", echo)
+    provider.start()
+    value = bytearray(1_000_000)
+    with make("caller") as caller:
+        answer = caller.submit("changed::echo", value)
+        value[:] = b"x" * len(value)
+        assert answer.result() == bytes(1_000_000)
+
 
 def test_a_large_result_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results over 64 KiB were packed to see how large they are, and then packed again for an error message that

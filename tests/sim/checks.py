@@ -437,7 +437,7 @@ class _Open:
     is_unsure: bool = False  # answered, or told as undelivered, when its provider's session may have been replaced
 
 
-def call_id_of(payload: wire.Buffer) -> int | None:
+def call_id_of(payload: wire.Payload) -> int | None:
     """The simulated users' call in this payload; None for what the broker itself is asked."""
     value = wire.unpack(payload)
     return value[0] if isinstance(value, list) else None

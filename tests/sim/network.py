@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from random import Random
 
 from iii_zmq.core.signals import Connected, Disconnected, Happening, StreamConnected, StreamDisconnected
-from iii_zmq.wire import Buffer
+from iii_zmq.wire import Payload
 
 from .clock import Action, Clock, Timer
 from .trace import Trace
 
-Frames = tuple[bytes, Buffer | None]
-"""A message: its first frame, and the payload where that travels as a second one."""
+Frames = tuple[bytes, Payload | None]
+"""A message: its first frame, and the payload where that travels in frames of its own."""
 
 PING, PONG, DATA, SUBSCRIBE, UNSUBSCRIBE, READY, END = "ping", "pong", "data", "sub", "unsub", "ready", "end"
 Segment = tuple[str, Frames | bytes | None]

@@ -91,7 +91,7 @@ class Ledger:
         require(entry.target in ("", worker_id), f"{entry} was aimed at {entry.target}, executed by {worker_id}")
         entry.executed_by.append(worker_id)
 
-    def ended(self, call_id: int, caller: str, outcome: wire.Buffer | errors.CallFailed) -> None:
+    def ended(self, call_id: int, caller: str, outcome: wire.Payload | errors.CallFailed) -> None:
         entry = self.entries[call_id]
         require(entry.caller == caller, f"{entry} ended at {caller}")
         require(entry.is_open, f"{entry} ended again (or after it was given up): {outcome!r}")
