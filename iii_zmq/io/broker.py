@@ -102,6 +102,7 @@ class Broker:
         self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
         self._turn_window_until = 0.0
         self._debug = False  # whether every message gets a line in the log
+        self._is_heavy = False  # what was read is large: it is passed on before more is read
         self._look_at = 0.0  # when to look again at what seldom changes
         self._lacks_descriptors = False
         self._complain_at = 0.0
@@ -299,6 +300,10 @@ class Broker:
                 burst -= self._take(peer, self._read_message(), now)
                 if self._unskipped:
                     return
+                if self._is_heavy:
+                    self._is_heavy = False
+                    if not self._lost and not self._undelivered:  # these wait for the ROUTER to be empty
+                        return
                 if burst > 0 and not self._router_is_readable():  # asking costs 1 us, an Again 3
                     self._router_may_hold = False
                     return
@@ -316,6 +321,7 @@ class Broker:
         frame = router.recv(_NOBLOCK)
         payload: wire.Payload | None = None
         if router.getsockopt(_RCVMORE):
+            self._is_heavy = True
             payload = sockets.receive_payload(router)
             if router.getsockopt(_RCVMORE):
                 self._skip_rest(router)

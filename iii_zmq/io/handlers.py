@@ -132,7 +132,7 @@ class Handlers:
         token = running.set(run)
         forks = keeper.forks
         try:
-            value = handler(wire.unpack(run.payload))
+            value = handler(take_payload(run))
             if keeper.forks != forks:
                 end_child(None)
             try:
@@ -148,6 +148,12 @@ class Handlers:
             return raised(run, error)
         finally:
             running.reset(token)
+
+
+def take_payload(run: RunCall) -> Any:
+    """The value that the handler gets; what it came in is let go: 16 MB are there once while the handler runs."""
+    payload, run.payload = run.payload, b""
+    return wire.unpack(payload)
 
 
 def pack_outcome(run: RunCall, value: Any) -> bytes | wire.Split:

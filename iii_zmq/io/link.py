@@ -107,6 +107,7 @@ class Link:
         self._monitors: list[tuple[int, Socket]] = []
         self._news: set[int] = set()  # descriptors of sockets that may hold something
         self._is_touched = False  # the control socket was used since it was last asked
+        self.is_heavy = False  # the last message that was pumped is large: it is dealt with before the next is read
         self._backlog = False  # it held something before anybody waited: many at once are read
         self._unread: deque[bytes] = deque()  # stream frames, at most STREAM_WAITING_MAX
         self._warned = False
@@ -149,7 +150,7 @@ class Link:
         now = time.monotonic()
         core, news = self.core, self._news
         self._debug = log.isEnabledFor(logging.DEBUG)
-        is_heard = False
+        is_heard = self.is_heavy = False
         if news:
             for fd, monitor in self._monitors:
                 if fd in news:
@@ -271,6 +272,8 @@ class Link:
                 message = decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
             except errors.ProtocolError as error:
                 self._read_odd(dealer, frame, error, now)
+                if self.is_heavy:
+                    break
             else:
                 hand_over(message, now)
         self._is_touched = True
@@ -281,6 +284,7 @@ class Link:
         if not dealer.getsockopt(_RCVMORE):
             self._drop(error)
             return
+        self.is_heavy = True
         payload = sockets.receive_payload(dealer)
         while dealer.getsockopt(_RCVMORE):
             dealer.recv(_NOBLOCK)

@@ -19,7 +19,7 @@ from ..core.worker import WorkerCore
 from . import keeper
 from .desk import Desk
 from .face import Handler, running, unpack_result
-from .handlers import NOT_STARTED, Handlers, Outcome, Raised, end_child, hand_back, pack_outcome, raised
+from .handlers import NOT_STARTED, Handlers, Outcome, Raised, end_child, hand_back, pack_outcome, raised, take_payload
 from .link import Link
 from .listeners import Listeners
 from .pool import Pool
@@ -207,6 +207,9 @@ class Loop:
                 break
             link.pump()
             self._handle_events()
+            if link.is_heavy:
+                self.turn_soon()  # after its handler, or whoever waited for it
+                break
         else:
             self.turn_soon()
         if link.generation != self._generation:
@@ -319,7 +322,7 @@ class Loop:
         outcome: Outcome = NOT_STARTED
         forks = keeper.forks
         try:
-            value = await handler(wire.unpack(run.payload))
+            value = await handler(take_payload(run))
             if keeper.forks != forks:
                 end_child(None)
             outcome = pack_outcome(run, value)
