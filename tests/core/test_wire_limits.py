@@ -188,3 +188,14 @@ def test_a_payload_of_any_bytes_is_a_value_or_a_value_error(data: bytes) -> None
             wire.unpack(payload)
         except ValueError:
             pass
+
+
+@given(st.binary(max_size=60) | VALUES.map(wire.pack), st.integers(0, 60))
+def test_a_payload_in_two_parts_is_what_it_is_in_one(data: bytes, at: int) -> None:
+    outcomes = []
+    for payload in (data, wire.Split(data[:at], data[at:])):
+        try:
+            outcomes.append(repr(wire.unpack(payload)))
+        except ValueError as error:
+            outcomes.append(f"payload of {len(data)} bytes" * str(error).startswith(f"payload of {len(data)} bytes"))
+    assert outcomes[0] == outcomes[1]
