@@ -131,6 +131,28 @@ def test_a_payload_in_two_frames_comes_back_in_these_frames(broker: RunningBroke
         assert peer.read(wire.Result).payload == wire.Split(packed[:at], packed[at:])
 
 
+def test_a_large_message_is_passed_on_before_the_next_is_read() -> None:
+    """Calls of 16 MB that waited for the broker were all read, into memory of their own, before one was sent on."""
+    broker, heard = Broker("tcp://127.0.0.1:0"), list[int]()
+    broker.core.receive = lambda _, message, now: heard.append(message.number)  # type: ignore[method-assign]
+    here, there = broker._context.socket(zmq.PAIR), broker._context.socket(zmq.PAIR)
+    here.bind("inproc://burst")
+    there.connect("inproc://burst")
+    router, broker._router = broker._router, here
+    for number, payload in enumerate([b"1", b"2", bytes(100_000), bytes(100_000), b"3"]):
+        frame, attached = wire.encode(wire.Result(number, payload))
+        there.send_multipart([b"peer", frame] if attached is None else [b"peer", frame, bytes(attached)])
+    broker._read_router(time.monotonic() + 60, 100)
+    assert heard == [0, 1, 2]
+    broker._lost[b"a presence"] = None
+    broker._read_router(time.monotonic() + 60, 100)
+    assert heard == [0, 1, 2, 3, 4]  # what a lost one sent in its last moment counts, so all is read first
+    broker._router = router
+    here.close()
+    there.close()
+    broker.close()
+
+
 def test_what_came_as_a_frame_goes_on_as_that_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """pyzmq has a thread that keeps alive what is sent without copying: a wake-up for each payload that passes the
     broker, who holds a frame of libzmq's anyway. And a part of a frame is not the frame."""
