@@ -215,8 +215,8 @@ class Broker:
             self._router_may_hold = False
             return
         began = time.monotonic()
-        message = self._read_message()
-        self._take(peer, message, began)
+        self._take(peer, self._read_message(), began)
+        self._is_heavy = False
         self.core.tick(began)
         self._send_outbox()
         if began - asked_at < AT_ONCE_S or self._xpub_may_hold or self._undelivered or self._unskipped:
