@@ -7,7 +7,7 @@ no object that Python's cyclic collector would have to visit. It knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -40,6 +40,10 @@ class Step:
     size: int
 
 
+RowRead = tuple[bytes, str, str, int]
+"""A row, the worker and the function (or "") that it is about, and its part of the digest."""
+
+
 class Leave(NamedTuple):
     """A worker that went with all its rows: its own one and those of its functions."""
 
@@ -66,6 +70,12 @@ def read_step(data: bytes) -> Step:
         raise ProtocolError(f"delta {seq} puts a row of {leaver!r:.100}, which it says has left")
     hashes = {key: wire.row_hash(row) for key, row in puts.items()}
     return Step(seq, digest, reason, puts, hashes, drops, leaver, len(data))
+
+
+def read_row(row: bytes) -> RowRead:
+    """The packed row, checked. Raises: ProtocolError."""
+    worker_id, function_id = wire.row_key(row)
+    return row, worker_id, function_id, int.from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
 
 
 def read_worker(data: bytes) -> WorkerRow:
@@ -167,17 +177,15 @@ class Content:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def load(self, rows: Iterable[bytes]) -> None:
+    def load(self, rows: Iterable[bytes], read: Callable[[bytes], RowRead] = read_row) -> None:
         """Adds rows that are not here yet, as they come in a snapshot, in one tight loop.
 
         Raises: ProtocolError for a malformed or a repeated row; the content is of no use then.
         """
-        row_key, from_bytes, holders = wire.row_key, int.from_bytes, self._holders
-        previous, worker_id, shares = None, "", self._shares
+        holders, shares = self._holders, self._shares
+        previous, worker_id = None, ""
         offers: dict[str, bytes] = {}
-        for row in rows:
-            owner, function_id = row_key(row)
-            share = from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
+        for row, owner, function_id, share in map(read, rows):
             self.total += share
             if owner != previous:  # rows of one worker mostly come together
                 previous = owner

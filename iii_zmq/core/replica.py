@@ -28,8 +28,8 @@ from typing import Literal
 from .. import wire
 from ..errors import ProtocolError
 from .changes import Change, Position, changes_of, reset_at
-from .content import Content, Step, read_step
-from .shared import Shared
+from .content import Content, Step, read_row
+from .shared import SHARED_PARTS, Shared
 from .views import Function, Functions, WorkerInfo, Workers
 
 __all__ = ["HELD_BYTES_MAX", "HELD_MAX", "Change", "Position", "Replica"]
@@ -65,7 +65,7 @@ class _Answer:
     def is_called(self, number: int) -> bool:
         return number in (self.number, self.broadcast)
 
-    def add_rows(self, part: wire.Snapshot) -> Content | None:
+    def add_rows(self, part: wire.Snapshot, shared: Shared) -> Content | None:
         """All rows, once the last part has brought the last ones. Raises: ProtocolError."""
         if self.rows_done:
             raise ProtocolError("rows after the last row of an answer")
@@ -74,11 +74,11 @@ class _Answer:
             self.at, self.digest = Position(part.epoch, part.seq), part.digest
         elif (part.epoch, part.seq, part.digest) != (*self.at, self.digest):
             raise ProtocolError(f"a part of snapshot {part.epoch:.100}:{part.seq} in that of {self.at}")
-        self.staged.load(part.rows)
+        self.staged.load(part.rows, shared.row if part.index < SHARED_PARTS else read_row)
         self.rows_done = part.last
         return self.staged if part.last else None
 
-    def read_deltas(self, part: wire.Replay, position: Position) -> list[Step]:
+    def read_deltas(self, part: wire.Replay, position: Position, shared: Shared) -> list[Step]:
         """The deltas in the part, for a replica at `position`. Raises: ProtocolError."""
         if self.has_rows and not self.rows_done:
             raise ProtocolError("deltas before the last row of a snapshot")
@@ -86,7 +86,7 @@ class _Answer:
         if part.epoch != epoch:
             raise ProtocolError(f"deltas of epoch {part.epoch!r:.100} where {epoch!r:.100} is expected")
         self.rows_done = True
-        return [read_step(data) for data in part.deltas]
+        return [shared.read(data) for data in part.deltas]
 
 
 class Replica:
@@ -106,6 +106,7 @@ class Replica:
         shared: Shared | None = None,
     ) -> None:
         self._shared = shared or Shared()
+        self._shared.join()
         self._is_watched = is_watched  # whether anybody hears of changes: to name them costs more than to apply them
         self.wanted: Wanted | None = None
         self.resumed: bool | None = None
@@ -224,7 +225,7 @@ class Replica:
         if answer is None:
             return []
         try:
-            staged = answer.add_rows(part)
+            staged = answer.add_rows(part, self._shared)
         except ProtocolError:
             self._break_off()
             raise
@@ -236,7 +237,7 @@ class Replica:
         if answer is None:
             return []
         try:
-            steps = answer.read_deltas(part, self._position)
+            steps = answer.read_deltas(part, self._position, self._shared)
         except ProtocolError:
             self._break_off()
             raise
@@ -319,7 +320,7 @@ class Replica:
         if applied is None:
             self._mismatch()
             return []
-        self._position = self._position._replace(seq=step.seq)
+        self._position = Position(self._position.epoch, step.seq)  # a third of what `_replace` takes
         self.counters["deltas"] += 1
         if not self._is_watched():
             return []

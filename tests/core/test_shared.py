@@ -8,7 +8,7 @@ from iii_zmq import wire
 from iii_zmq.core import replica as replica_module
 from iii_zmq.core import shared as shared_module
 from iii_zmq.core.replica import Replica
-from iii_zmq.core.shared import SHARED_BYTES_MAX, SLOTS, Shared
+from iii_zmq.core.shared import SHARED_BYTES_MAX, SHARED_MAX, SHARED_PARTS, Shared
 from iii_zmq.errors import ProtocolError
 from tests.core.truth import Truth, offer, worker
 
@@ -77,15 +77,71 @@ def test_another_delta_at_the_same_position_is_named_for_itself(truth: Truth) ->
         assert change.function_id == name
 
 
-def test_a_slot_that_others_have_taken_since_is_no_harm(truth: Truth) -> None:
+def test_a_replica_that_is_a_storm_behind_reads_nothing_anew(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: 1,000 workers joined at once, 100 in each process. Each of them was 100 and more deltas behind when
+    its turn came, and read them from the first to the last; only 64 were kept, so that nobody ever found one. Reading
+    deltas took more than half of all time, sessions timed out and joined again, and the storm never ended."""
+    shared = Shared()
+    crowd = [joined(truth, shared) for _ in range(3)]
+    for number in range(SHARED_MAX):
+        truth.change(offer("a", f"f{number}"))
+    seqs = range(2, truth.seq + 1)
+    crowd[0].on_deltas(truth.message(*seqs))
+    monkeypatch.delattr(shared_module, "read_step")
+    for replica in crowd[1:]:
+        replica.on_deltas(copied(truth.message(*seqs)))
+        assert (replica.position.seq, replica.digest) == (truth.seq, truth.digest())
+
+
+def test_what_was_given_up_is_read_anew(truth: Truth) -> None:
     shared = Shared()
     first, second = joined(truth, shared), joined(truth, shared)
-    for number in range(3 * SLOTS):
+    for number in range(3 * SHARED_MAX):
         truth.change(offer("a", f"f{number}"))
     seqs = range(2, truth.seq + 1)
     heard = first.on_deltas(truth.message(*seqs))
     assert second.on_deltas(copied(truth.message(*seqs))) == heard
-    assert len(heard) == 3 * SLOTS
+    assert len(heard) == 3 * SHARED_MAX
+    for generation in (shared._young, shared._old):
+        assert max(len(generation.steps), len(generation.changes)) <= SHARED_MAX
+
+
+def test_one_alone_keeps_nothing_for_others(truth: Truth) -> None:
+    shared = Shared()
+    alone = joined(truth, shared)
+    truth.change(offer("a", "g"))
+    alone.on_deltas(truth.message())
+    assert (shared._young.steps, shared._young.changes, shared._young.rows) == ({}, {}, {})
+
+
+def test_the_second_replica_reads_no_row_anew_and_holds_the_same_bytes(
+    truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Shared()
+    first, second = Replica(shared=shared), Replica(shared=shared)
+    for replica in (first, second):
+        replica.expect(1)
+        for part in truth.snapshot(1):
+            if isinstance(part, wire.Snapshot):
+                part.rows = [bytes(bytearray(row)) for row in part.rows]
+                replica.on_snapshot(part)
+            else:
+                replica.on_replay(part)
+        monkeypatch.setattr(shared_module, "read_row", None)
+    assert first.digest == second.digest == truth.digest()
+    key = ("a", "f")
+    assert first._content.get(key) is second._content.get(key)
+
+
+def test_rows_of_a_large_snapshot_are_kept_up_to_a_limit(truth: Truth) -> None:
+    shared = Shared()
+    first, second = Replica(shared=shared), Replica(shared=shared)
+    rows = [wire.encode_row(offer("a", f"f{number}")) for number in range(SHARED_PARTS + 2)]
+    first.expect(1)
+    for index, row in enumerate(rows):
+        first.on_snapshot(wire.Snapshot(1, truth.epoch, 1, bytes(16), index, False, [row]))
+    assert list(shared._young.rows) == rows[:SHARED_PARTS]
+    assert second is not first
 
 
 def test_a_large_delta_is_not_kept(truth: Truth) -> None:
@@ -94,7 +150,7 @@ def test_a_large_delta_is_not_kept(truth: Truth) -> None:
     truth.change(*[offer("a", f"function{number:04}") for number in range(1000)])
     assert len(truth.deltas[-1]) > SHARED_BYTES_MAX
     heard = first.on_deltas(truth.message())
-    assert (shared._steps, shared._changes) == ([None] * SLOTS, [None] * SLOTS)
+    assert (shared._young.steps, shared._young.changes) == ({}, {})
     assert second.on_deltas(truth.message()) == heard
 
 
