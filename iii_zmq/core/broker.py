@@ -13,6 +13,7 @@ refusing       what is no message of ours
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .. import errors, wire
@@ -45,6 +46,7 @@ from .session import (
 from .sessions import Sessions
 
 _EVENT_TYPES = frozenset(EVENTS)
+PROMPT_IN_A_ROW = 5  # publications that follow each other at once, however many workers are to be woken
 DELTAS_BYTES_MAX = 1024 * 1024  # of one message on the stream; a single larger delta travels alone
 
 
@@ -78,6 +80,7 @@ class BrokerCore:
         self._engine = Engine(self)
         self._started_at: float | None = None
         self._beacon_at = 0.0
+        self._paid_until = -math.inf  # publications so far are paid for by then
         self._publish_at = 0.0  # not before this, unless a beacon is due: it must not tell of what was not published
         self._now = 0.0
         self._due_at: float | None = None  # when the shell was to call at the latest
@@ -297,14 +300,17 @@ class BrokerCore:
     def _publish(self) -> Outbox:
         """The fresh deltas in one message, or in a few when they are many.
 
-        Under a flood of changes they are gathered for a moment: each message wakes every worker there is.
+        Under a flood of changes they are gathered for a moment: each message wakes every worker there is. A few may
+        follow each other at once; if the flood goes on, the moment is as long as it takes so many workers to read one.
         """
         if not self.registry.history.has_fresh:
             return []
         if self._now < self._publish_at:
             self._alarm.no_later_than(self._publish_at)
             return []
-        self._publish_at = self._now + self.settings.gather_s
+        cost_s = self.settings.wake_s * len(self._sessions)
+        self._paid_until = max(self._paid_until, self._now - (PROMPT_IN_A_ROW - 1) * cost_s) + cost_s
+        self._publish_at = max(self._now + self.settings.gather_s, self._paid_until)
         published: Outbox = []
         batch: list[bytes] = []
         size = 0

@@ -72,6 +72,7 @@ class Settings:
     version: str = "0"
     sessions_max: int = 2**31  # what the system has descriptors for
     gather_s: float = 0.0  # deltas that come sooner than this after the last ones were published wait for one another
+    wake_s: float = 0.0  # what a publication costs one worker: under a flood they come so seldom that all can follow
 
 
 @dataclass(slots=True, eq=False)

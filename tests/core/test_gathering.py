@@ -61,6 +61,47 @@ def test_what_waits_is_published_before_the_broker_closes() -> None:
     assert messages(broker) == [[2], [3], "Closing"]
 
 
+WAKE_S = 0.01
+
+
+def crowd(count: int = 4) -> Brokerage:
+    """So many sessions; nothing was published for a while."""
+    broker = Brokerage(settings=Settings(gather_s=GATHER_S, wake_s=WAKE_S))
+    for number in range(count):
+        broker.worker(f"w{number}")
+    broker.wait(0.3)
+    broker.wait(0.1)
+    broker.to(EVERYONE.decode())
+    return broker
+
+
+def published_at(broker: Brokerage, changes: int, every_s: float) -> list[int]:
+    """In which millisecond deltas left, while so many changes were made."""
+    began, moments = broker.now, []
+    for number in range(changes):
+        broker.register("w0", f"f{number}")
+        moments += [round((broker.now - began) * 1000)] * sum(isinstance(one, list) for one in messages(broker))
+        broker.wait(every_s)
+        moments += [round((broker.now - began) * 1000)] * sum(isinstance(one, list) for one in messages(broker))
+    return moments
+
+
+def test_under_a_flood_publications_come_as_seldom_as_a_crowd_can_follow() -> None:
+    """The story: 1,000 workers joined at once on two CPUs. Every delta left within 2 ms, woke all of them, and they
+    fell so far behind that they were taken for stalled, which made more deltas, and then for gone. Here four workers
+    take 40 ms to read a message: a few changes leave at once, then one message every 40 ms."""
+    assert published_at(crowd(), 18, 0.005) == [0, 5, 10, 15, 20, 45, 85]
+
+
+def test_in_a_crowd_a_change_after_a_pause_is_published_at_once() -> None:
+    broker = crowd()
+    published_at(broker, 30, 0.005)
+    broker.wait(0.25)
+    broker.to(EVERYONE.decode())
+    broker.register("w0", "late")
+    assert len(messages(broker)) == 1
+
+
 def process_of(broker: Brokerage, *names: str) -> list[Member]:
     """Workers of one process that joined a while ago."""
     members = [broker.worker(name, host="h", pid=8) for name in names]
