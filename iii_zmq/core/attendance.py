@@ -53,7 +53,7 @@ class Attendance:
         self._draining = draining
         self._new_token = new_token
         self._new_id = new_id
-        self._liveness = Liveness(settings, alarm)
+        self._liveness = Liveness(settings, alarm, sessions)
         self._hold_until = 0.0
         self.closing = False
         self._died: set[tuple[str, int]] = set()  # processes of which a session died in this turn

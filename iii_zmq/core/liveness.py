@@ -12,12 +12,16 @@ is probed again after 1, 2, 4 ... ms, and is dead at the latest when nothing was
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
 from typing import Literal
 
 from .deadlines import Alarm, Deadlines
 from .session import Session, Settings
 
 PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one
+LATE_EACH_S = 0.01  # and so much later in joining may one be for each session that is here: a thousand may join at once
+LATE_MAX_S = 25.0  # however many
 HOLD_S = 2.0  # how long lost sessions keep their rows after the broker itself had slept
 PROBE_FIRST_S = 0.001
 PROBE_MAX_S = 0.25
@@ -29,7 +33,8 @@ Verdict = Literal["probe", "stalled", "died", "silent", "never_present"]
 class Liveness:
     """When to look at which session again, and what to think of it then."""
 
-    def __init__(self, settings: Settings, alarm: Alarm) -> None:
+    def __init__(self, settings: Settings, alarm: Alarm, sessions: Sized) -> None:
+        self._sessions = sessions
         self._ttl_s = settings.ttl_s
         self._stalled_s = settings.heartbeat_s * STALLED_AFTER
         self._checks: Deadlines[Session] = Deadlines(alarm)
@@ -75,7 +80,7 @@ class Liveness:
         if session.held_until is not None:
             return self._cause(session, now) if now >= session.held_until else None
         if not session.joined and session.reachable:
-            return "never_present" if now >= session.presence_by else self._probe(session, now)
+            return "never_present" if now >= self._presence_by(session) else self._probe(session, now)
         if session.suspect_since is not None and not session.reachable:
             return self._cause(session, now)
         if session.suspect_since is not None or not session.reachable:
@@ -86,7 +91,20 @@ class Liveness:
             return self._cause(session, now) if silent else None
         if session.stalled:
             return "probe"  # its control connection may have gone unnoticed: nothing is sent to it
-        return "stalled" if now - session.heard_at >= self._stalled_s else None
+        return "stalled" if now - session.heard_at >= self._stalled_after_s(session) else None
+
+    def _presence_by(self, session: Session) -> float:
+        """When it is to be heard at the latest. Rows do not wait longer for who may be gone: it is probed, too."""
+        return session.presence_by + (self._late_s() if session.probe_at == math.inf else 0.0)
+
+    def _stalled_after_s(self, session: Session) -> float:
+        """Who is still joining has much to do at once. In a storm of joins, to call many stalled and whole again makes
+        more deltas for everybody, and them later still."""
+        return self._stalled_s + (0.0 if session.is_settled else self._late_s())
+
+    def _late_s(self) -> float:
+        """How much longer joining may take where so many are here."""
+        return min(LATE_MAX_S, LATE_EACH_S * len(self._sessions))
 
     def _is_long_suspect(self, session: Session, now: float) -> bool:
         """It talks and takes probes, but has no stream: it would be passed over for ever without knowing why."""
@@ -109,7 +127,7 @@ class Liveness:
         if session.held_until is not None:
             at = session.held_until
         elif not session.joined and session.reachable:
-            at = min(session.presence_by, session.probe_at)
+            at = min(self._presence_by(session), session.probe_at)
         elif session.suspect_since is not None:
             at = min(session.probe_at, silent_at)
         elif session.leaving or not session.reachable:
@@ -117,5 +135,5 @@ class Liveness:
         elif session.stalled:
             at = now + self._ttl_s  # a message from it ends that; meanwhile it is probed now and then
         else:
-            at = session.heard_at + self._stalled_s
+            at = session.heard_at + self._stalled_after_s(session)
         return max(at, now + PROBE_FIRST_S)

@@ -37,6 +37,32 @@ def test_a_session_without_presence_is_dropped_after_five_seconds() -> None:
     assert (leftovers(broker.core), broker.count("never_present")) == ({}, [1])
 
 
+def test_where_many_are_joining_a_new_session_may_take_longer() -> None:
+    """A thousand join at once on two CPUs, and the last one's stream stands after seven seconds: to drop it, so that it
+    begins anew, is what such a storm needs least."""
+    broker = Brokerage()
+    others = [broker.join(f"w{number}") for number in range(100)]
+    broker.greet("a")
+    keep_alive(broker, 5.5, *[one.peer.decode() for one in others])
+    assert broker.count("never_present") == [0]
+    keep_alive(broker, 1.0, *[one.peer.decode() for one in others])
+    assert broker.count("never_present") == [1]
+
+
+def test_where_many_are_joining_the_first_heartbeat_may_come_later() -> None:
+    """In a storm of joins, calling hundreds stalled and whole again made two deltas each, for everybody."""
+    broker = Brokerage()
+    others = [broker.join(f"w{number}") for number in range(99)]
+    late = broker.worker("a")
+    keep_alive(broker, 2.5, *[one.peer.decode() for one in others])
+    assert broker.workers()["a"] == "ready"
+    keep_alive(broker, 0.5, *[one.peer.decode() for one in others])
+    assert broker.workers()["a"] == "stalled"
+    broker.send("a", wire.Heartbeat(1, "e", 0, 0, 0))
+    keep_alive(broker, 2.0, *[one.peer.decode() for one in others])
+    assert (broker.workers()["a"], late.peer) == ("stalled", b"a")
+
+
 def test_a_dead_process_is_known_with_the_first_probe_that_fails() -> None:
     broker = Brokerage()
     p = broker.worker("p", "f")
