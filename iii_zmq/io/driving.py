@@ -16,6 +16,7 @@ it is. A note that was posted is read: by the driver of the moment, or by the se
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -41,10 +42,35 @@ ALONE_S = 0.005  # after a message of the control socket, it alone is waited for
 NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
 NOTES_S = 0.1  # after a note, everything is waited for so long: more notes may come
 PATIENCE_S = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
+IN_TURN_S = 0.1  # how long a thread waits for others of its process that are reading their sockets
 PUMP_S = 0.1  # between inline handlers the sockets are looked at this often
 
 _T = TypeVar("_T")
 _clock = time.monotonic
+
+
+_pumping = threading.Lock()  # of this process
+
+
+def _pump_in_turn(link: Link) -> bool:
+    """`link.pump()`, one thread of this process after another. It lets go of the GIL at every message: a hundred
+    threads that a delta woke would take it from each other each time. Nobody is held up for long, whoever holds it."""
+    lock = _pumping
+    is_mine = lock.acquire(timeout=IN_TURN_S)
+    try:
+        return link.pump()
+    finally:
+        if is_mine:
+            lock.release()
+
+
+def _after_fork() -> None:
+    """In the child: a thread that is only in the parent may have held the lock."""
+    global _pumping
+    _pumping = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Driver:
@@ -313,7 +339,7 @@ class Driver:
         if is_noted:
             self._notes.hear()
             self._alone_from = now + NOTES_S
-        if link.pump() and now > self._alone_from:
+        if _pump_in_turn(link) and now > self._alone_from:
             self._alone_until = now + ALONE_S
 
     def end(self) -> None:
