@@ -118,18 +118,22 @@ class Link:
 
     def wait_ms(self) -> int:
         """How long nothing is due; rounded up, so that no timer spins."""
+        if self.may_hold():
+            return 0
+        due = self.core.next_deadline()
+        if due is None:
+            return WAIT_MAX_MS
+        return min(WAIT_MAX_MS, max(0, -int((time.monotonic() - due) * 1000 // 1)))
+
+    def may_hold(self) -> bool:
+        """Whether a socket may hold something; to be asked before anybody waits for descriptors."""
         if self._is_touched:
             self._is_touched = False
             dealer = self._dealer
             if dealer is not None and dealer.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]  # an int here
                 self._news.add(self._dealer_fd)
         self._backlog = self._dealer_fd in self._news
-        if self._unread or self._news:
-            return 0
-        due = self.core.next_deadline()
-        if due is None:
-            return WAIT_MAX_MS
-        return min(WAIT_MAX_MS, max(0, -int((time.monotonic() - due) * 1000 // 1)))
+        return bool(self._unread or self._news)
 
     def wait(self, wait_ms: int) -> bool:
         """Waits until there may be something to pump, at most so long; whether `wake_fd` is readable."""

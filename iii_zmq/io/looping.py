@@ -60,6 +60,7 @@ class Loop:
         self._generation = -1
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._is_due = True  # something may be due: the core is to look
         self._is_turn_due = False
         self.desk = Desk(core.profile.name, listeners)
         self.unusable: str | None = None
@@ -203,12 +204,13 @@ class Loop:
         link = self.link
         self._handle_events()
         for _ in range(TURNS_MAX):
-            if link.wait_ms() > 0:
+            if not link.may_hold() and not self._is_due:
                 break
-            link.pump()
+            self._is_due = False
+            is_answered = link.pump()
             self._handle_events()
-            if link.is_heavy:
-                self.turn_soon()  # after its handler, or whoever waited for it
+            if is_answered or link.is_heavy:
+                self.turn_soon()  # after the tasks that this woke: what they ask for leaves with it
                 break
         else:
             self.turn_soon()
@@ -256,6 +258,7 @@ class Loop:
 
     def _on_timer(self) -> None:
         self._timer = None
+        self._is_due = True
         self._turn()
 
     # -- events --------------------------------------------------------------------------------------------------------
