@@ -340,11 +340,12 @@ class Broker:
         if type(message) is not wire.Bundle:
             self.core.receive(peer, message, now)
             return 1
+        receive, decoded, debug = self.core.receive, self._decoded, self._debug
         for frame in message.frames:
-            one = self._decoded(frame, None)
-            if self._debug:
+            one = decoded(frame, None)
+            if debug:
                 self._tell_message("from", peer, one)
-            self.core.receive(peer, one, now)
+            receive(peer, one, now)
         return len(message.frames)
 
     def _decoded(self, frame: bytes, payload: wire.Payload | None) -> wire.Message | Malformed:
