@@ -171,6 +171,7 @@ class Attendance:
     def set_stalled(self, session: Session, stalled: bool) -> None:
         """Whether the worker's own loop runs, as everybody sees it."""
         session.stalled = stalled
+        self._sessions.joining.discard(session)  # whoever it is, nobody is to wait for it any longer
         self._counters["stalled"] += stalled
         if session.worker_id in self._registry.workers:
             self._registry.set_state(session.worker_id, session.state)

@@ -178,7 +178,7 @@ class BrokerCore:
             case wire.Cancel():
                 self._calls.cancel(session, message.number)
             case wire.Heartbeat():
-                session.is_settled = True
+                self._sessions.joining.discard(session)
                 session.load, session.lag_ms = message.load, message.lag_ms
             case wire.Hello():
                 self._attendance.on_hello(session.peer, message, now)

@@ -13,11 +13,11 @@ is probed again after 1, 2, 4 ... ms, and is dead at the latest when nothing was
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from typing import Literal
 
 from .deadlines import Alarm, Deadlines
 from .session import Session, Settings
+from .sessions import Sessions
 
 PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one
 LATE_EACH_S = 0.01  # and so much later in joining may one be for each session that is here: a thousand may join at once
@@ -33,7 +33,7 @@ Verdict = Literal["probe", "stalled", "died", "silent", "never_present"]
 class Liveness:
     """When to look at which session again, and what to think of it then."""
 
-    def __init__(self, settings: Settings, alarm: Alarm, sessions: Sized) -> None:
+    def __init__(self, settings: Settings, alarm: Alarm, sessions: Sessions) -> None:
         self._sessions = sessions
         self._ttl_s = settings.ttl_s
         self._stalled_s = settings.heartbeat_s * STALLED_AFTER
@@ -98,9 +98,10 @@ class Liveness:
         return session.presence_by + (self._late_s() if session.probe_at == math.inf else 0.0)
 
     def _stalled_after_s(self, session: Session) -> float:
-        """Who is still joining has much to do at once. In a storm of joins, to call many stalled and whole again makes
-        more deltas for everybody, and them later still."""
-        return self._stalled_s + (0.0 if session.is_settled else self._late_s())
+        """Who is still joining has much to do at once, and many who join keep all others busy. In a storm of joins, to
+        call many stalled and whole again makes more deltas for everybody, and them later still."""
+        joining = self._sessions.joining
+        return self._stalled_s + (self._late_s() if session in joining else min(LATE_MAX_S, LATE_EACH_S * len(joining)))
 
     def _late_s(self) -> float:
         """How much longer joining may take where so many are here."""

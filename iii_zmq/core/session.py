@@ -88,7 +88,6 @@ class Session:
     process: tuple[str, int] = ("", 0)  # its worker's (host, pid); workers of one process mostly end together
     token_before: bytes = b""  # what its worker may still know it by, until it shows that it heard of `token`
     joined: bool = False
-    is_settled: bool = False  # sent a heartbeat since it joined: its replica is loaded, or nearly
     stalled: bool = False
     draining: bool = False
     drain_number: int | None = None  # of the Drain that still waits for its Ack

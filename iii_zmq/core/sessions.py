@@ -21,6 +21,7 @@ class Sessions:
         self.by_worker: dict[str, Session] = {}
         self.by_token: dict[bytes, Session] = {}
         self.by_presence: dict[bytes, Session] = {}
+        self.joining: set[Session] = set()  # no Heartbeat yet: their replicas may be loading
         self._processes: Counter[tuple[str, int]] = Counter()  # (host, pid) -> how many sessions it has
 
     def __len__(self) -> int:
@@ -35,6 +36,7 @@ class Sessions:
         if session.peer not in self.by_peer:
             session.process = (session.hello.host, session.hello.pid)
             self._processes[session.process] += 1
+            self.joining.add(session)
         self.by_peer[session.peer] = session
         self.by_worker[session.worker_id] = session
         self.by_token[session.token] = session
@@ -46,6 +48,7 @@ class Sessions:
         """The session has ended."""
         session.ended = True
         session.reachable = False
+        self.joining.discard(session)
         self._processes[session.process] -= 1
         if not self._processes[session.process]:
             del self._processes[session.process]

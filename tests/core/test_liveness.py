@@ -63,6 +63,29 @@ def test_where_many_are_joining_the_first_heartbeat_may_come_later() -> None:
     assert (broker.workers()["a"], late.peer) == ("stalled", b"a")
 
 
+def test_while_many_are_joining_others_may_be_late_too() -> None:
+    """A thousand threads joined on one CPU. Those that had come through got no CPU for two seconds, were called stalled
+    by the hundred, and each time everybody was told; the storm never ended."""
+    broker = Brokerage()
+    broker.worker("a")
+    broker.send("a", wire.Heartbeat(1, "e", 0, 0, 0))
+    joining = [broker.join(f"w{number}").peer.decode() for number in range(100)]
+    broker.wait(2.5)
+    assert broker.workers()["a"] == "ready"
+    for peer in joining:
+        broker.send(peer, wire.Heartbeat(1, "e", 0, 0, 0))
+    broker.wait(0.3)
+    assert broker.workers()["a"] == "stalled"
+    assert broker.core._sessions.joining == set()
+
+
+def test_who_never_sends_a_heartbeat_does_not_count_as_joining_for_ever() -> None:
+    broker = Brokerage()
+    broker.worker("a")
+    broker.wait(2.5)
+    assert (broker.workers()["a"], broker.core._sessions.joining) == ("stalled", set())
+
+
 def test_a_dead_process_is_known_with_the_first_probe_that_fails() -> None:
     broker = Brokerage()
     p = broker.worker("p", "f")
