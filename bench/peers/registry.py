@@ -28,7 +28,7 @@ ANSWER_S = 30.0  # beyond the time that observers were told to wait
 DEATH_S = 12.0  # what is not known by then is left out, with that word
 
 STORM, QUICK_STORM = 1000, 40
-STORM_S = 30.0  # three times what the product is to need
+STORM_S = 60.0
 STORMS_SLOW_S = 120.0  # of all subjects together: beyond it, two rounds have to do
 
 ENTRIES, QUICK_ENTRIES = (1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000)
