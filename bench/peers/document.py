@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from bench.measure import Spread
-from bench.peers import charts
+from bench.peers import charts, targets
 from bench.peers.peer import CHANGES, DEATHS, JOINS, STORMS, Peer
 from bench.peers.registry import Fetch
 from bench.peers.results import HIGHER, Figure, Results
@@ -17,6 +17,7 @@ from bench.peers.runner import SUBJECTS
 from bench.processes import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+DATA = ROOT / "docs" / "benchmarks.json"
 CHARTS = ROOT / "docs" / "charts"
 PRODUCT = "Worker"
 
@@ -87,7 +88,7 @@ CHARTED = (
 
 def show(results: Results) -> None:
     """Print the tables."""
-    print("\n".join(_sections(results, with_charts=False)), flush=True)
+    print("\n".join([*_sections(results, with_charts=False), *_targets(results)]), flush=True)
 
 
 def write(results: Results) -> None:
@@ -97,7 +98,10 @@ def write(results: Results) -> None:
         figures = results.find(measure=measure, case=case, metric=metric, mode=mode)
         if figures:
             (CHARTS / f"{name}.svg").write_text(charts.bars(title, figures))
-    PAGE.write_text("\n".join([*_head(results), *_sections(results, with_charts=True), *_tail(results)]) + "\n")
+    PAGE.write_text(
+        "\n".join([*_head(results), *_targets(results), *_sections(results, with_charts=True), *_tail(results)]) + "\n"
+    )
+    results.write(DATA)
     print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
 
 
@@ -123,7 +127,7 @@ def _head(results: Results) -> Iterator[str]:
         "in brackets. *To Worker* is the figure by that of iii_zmq's `Worker`: above 1 the subject's figure is larger. "
         "It is taken round by round where the subjects took turns, else from the medians. Machines differ, and so do "
         "minutes on one machine: compare ratios. *Pinned* means that all processes share one CPU; *free*, that they "
-        "run wherever the kernel puts them."
+        "run wherever the kernel puts them. All rounds are in [benchmarks.json](benchmarks.json)."
     )
     yield ""
     yield "| | |"
@@ -138,6 +142,21 @@ def _head(results: Results) -> Iterator[str]:
     for subject in subjects:
         if subject.name in measured:
             yield f"| {subject.name} | {subject.what} |"
+    yield ""
+
+
+def _targets(results: Results) -> Iterator[str]:
+    yield "## What was to be reached"
+    yield ""
+    yield (
+        "Set before anything was measured, and judged by the figures below. Where a target is missed, "
+        "[performance.md](performance.md) tells the reason."
+    )
+    yield ""
+    yield f"| | | {' | '.join(targets.PRODUCTS)} |"
+    yield "|---|---|" + "---|" * len(targets.PRODUCTS)
+    for row in targets.rows(results):
+        yield f"| {' | '.join(row)} |"
     yield ""
 
 

@@ -73,11 +73,13 @@ class Results:
         return found
 
     def write(self, path: Path) -> None:
+        """A line for each figure, so that two runs can be compared by any tool."""
         found = asdict(self)
         for figure, line in zip(self.figures, found["figures"], strict=True):
             line["spread"] = asdict(figure.spread)
             line["ratio_to_product"] = _ratio(figure, self._product(figure))
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        figures = ",\n".join(json.dumps(_rounded(line)) for line in found.pop("figures"))
+        path.write_text(f'{json.dumps(found, indent=1)[:-2]},\n "figures": [\n{figures}\n]}}\n')
 
     def _product(self, figure: Figure) -> Figure | None:
         same = {name: getattr(figure, name) for name in ("measure", "case", "mode", "metric")}
@@ -98,6 +100,15 @@ def read(paths: Sequence[Path]) -> Results:
         whole.command = " && ".join(filter(None, (whole.command, found["command"])))
         whole.quick, whole.took_s = whole.quick or found["quick"], whole.took_s + found["took_s"]
     return whole
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than any of this means."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def _ratio(figure: Figure, other: Figure | None) -> dict[str, Any] | None:
