@@ -53,7 +53,11 @@ SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
 LOOK_S = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
 DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
 ALONE_S = 0.002  # after a message the ROUTER alone may be waited for so long: so late may all else be noticed then
-ALONE_MS = 1  # of one such wait
+TALK_S = 0.001  # messages that follow each other so soon, one at a time, are a conversation,
+TALKS_MIN = 4  # if there are so many: who dies after a single call is not to be noticed later for it
+# Of one wait in it. Longer than a tick of the kernel's clock (4 ms): a timer that is due before the next tick is set in
+# hardware, which on a virtual machine costs 5 us a wait.
+ALONE_MS = 5
 AT_ONCE_S = 0.000_01  # a receive that took less did not wait: more may have come with its message
 UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
@@ -101,6 +105,8 @@ class Broker:
         self._router_may_hold = self._xpub_may_hold = self._monitors_may_hold = True
         self._router_touched = False
         self._alone_until = 0.0
+        self._talks = 0  # messages of the conversation so far
+        self._talked_at = 0.0
         self._unskipped: set[zmq.Socket[bytes]] = set()  # in the middle of a message whose rest is dropped
         self._poll = _poll_of(self._router_fd, self._xpub_fd, self._wake_in.fileno(), *monitor_fds)
         self._stopping = False
@@ -168,10 +174,10 @@ class Broker:
         self._locks.clear()
 
     # -- one turn ------------------------------------------------------------------------------------------------------
-    # In a conversation, with one message at a time, a receive that waits saves another four calls of twelve a message.
     # Waiting on the sockets' own descriptors instead of in zmq_poll saves some 20 system calls a call. The price: such
     # a descriptor tells of news once, and any use of the socket may take them in. So a socket that was touched is asked
     # again before the next wait: the ROUTER for its EVENTS, the XPUB (it is touched rarely) by reading it.
+    # In a conversation, with one message at a time, a receive that waits saves another four calls of twelve a message.
 
     def _wait_ms(self) -> int:
         if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered or self._monitors_may_hold:
@@ -206,8 +212,13 @@ class Broker:
             if backlog or bad_news or self._xpub_may_hold or self._unskipped:
                 self._router_may_hold = self._router_is_readable()
             else:
-                self._alone_until = min(ended + ALONE_S, self.core.next_deadline())
-                self._router_may_hold = True  # to be asked again when that is over
+                self._talks = self._talks + 1 if began - self._talked_at < TALK_S else 0
+                self._talked_at = began
+                if self._talks < TALKS_MIN:
+                    self._router_may_hold = self._router_is_readable()
+                else:
+                    self._alone_until = min(ended + ALONE_S, self.core.next_deadline() - ALONE_MS / 1000)
+                    self._router_may_hold = True  # to be asked again when that is over
         self._note_turn(began, ended - began)
 
     def _turn_alone(self) -> None:
@@ -224,6 +235,7 @@ class Broker:
         self._is_heavy = False
         self.core.tick(began)
         self._send_outbox()
+        self._talked_at = began
         if began - asked_at < AT_ONCE_S or self._xpub_may_hold or self._undelivered or self._unskipped:
             self._alone_until = 0.0
         if self.core.news:

@@ -59,7 +59,7 @@ Socket = zmq.Socket[bytes]
 BURST_MAX = 128  # messages of one socket a turn, so that the other one and the timers get their time
 STREAM_WAITING_MAX = 10_000  # stream messages unread: more are worth less than a snapshot
 WAIT_MAX_MS = 60_000
-ALONE_MS = 2  # how long the control socket may be waited for alone: so late may all else be noticed then
+ALONE_MS = 5  # how long the control socket may be waited for alone: so late may all else be noticed then; see io/broker
 SOCKETS_MAX = 16_384  # of one process; a worker takes six
 
 _NOBLOCK = int(zmq.NOBLOCK)
