@@ -177,7 +177,7 @@ class Broker:
     # Waiting on the sockets' own descriptors instead of in zmq_poll saves some 20 system calls a call. The price: such
     # a descriptor tells of news once, and any use of the socket may take them in. So a socket that was touched is asked
     # again before the next wait: the ROUTER for its EVENTS, the XPUB (it is touched rarely) by reading it.
-    # In a conversation, with one message at a time, a receive that waits saves another four calls of twelve a message.
+    # In a conversation, with one message at a time, a receive that waits saves another two polls a message.
 
     def _wait_ms(self) -> int:
         if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered or self._monitors_may_hold:
