@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from iii_zmq import wire
 from iii_zmq.core.bundles import by_peer, packed
+from iii_zmq.core.membership import Profile
+from iii_zmq.core.shared import SHARED_BYTES_MAX, Shared
+from iii_zmq.core.signals import BROKER
+from iii_zmq.core.worker import WorkerCore
 from iii_zmq.errors import ProtocolError
+from tests.core.brokerage import Brokerage
 
 SMALL = st.builds(wire.Result, st.integers(1, 99), st.binary(min_size=1, max_size=400))
 MIDDLE = st.builds(lambda number: wire.Result(number, bytes(9000)), st.integers(1, 99))
@@ -62,3 +67,33 @@ def test_a_bundle_that_is_too_large_is_refused(frames: list[bytes]) -> None:
 def test_each_peer_is_sent_its_own_in_their_order(outbox: list[tuple[str, wire.Message]]) -> None:
     found = by_peer(outbox)
     assert {to: [one for to_, one in outbox if to_ == to] for to, _ in outbox} == found
+
+
+def test_only_who_said_so_takes_bundles() -> None:
+    broker = Brokerage()
+    broker.worker("a")
+    broker.send("b", wire.Hello(1, [wire.BUNDLES], "b", "h", 1, b"\x80", 1, False, "", 0, b"", b""))
+    assert [broker.core.takes_bundles(peer) for peer in (b"a", b"b", b"nobody")] == [False, True, False]
+
+
+def test_a_worker_counts_a_bundle_in_a_bundle() -> None:
+    core = WorkerCore(Profile("w", "h", 1, "tcp://127.0.0.1:1"), random=lambda: 0.5)
+    core.receive(BROKER, wire.Bundle(0, []), 1.0)
+    assert core.counted()["unexpected"] == 1
+
+
+def test_the_workers_of_a_process_decode_a_frame_once() -> None:
+    shared = Shared()
+    frame = wire.encode_on_stream(wire.Closing(0, "e"))
+    first = shared.decode(frame)
+    assert first == wire.Closing(0, "e")
+    assert shared.decode(bytes(bytearray(frame))) is first
+    large = wire.encode_on_stream(wire.Deltas(0, "e", [bytes(SHARED_BYTES_MAX)]))
+    assert shared.decode(large) is not shared.decode(large)
+    assert shared.decode(frame) is first
+
+
+def test_a_small_call_with_a_wrong_field_is_refused_like_any_other() -> None:
+    header = wire.pack(["f", "w", -1, "", 0, 0])
+    with pytest.raises(ProtocolError, match="wrong type"):
+        wire.decode(wire.PREFIX.pack(wire.MAGIC, wire.VERSION, wire.Call.KIND, len(header), 1) + header + b"\xc0")
