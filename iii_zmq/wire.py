@@ -703,8 +703,8 @@ KINDS: dict[int, type[Any]] = {message.KIND: message for message in MESSAGES}
 
 _NO_FIELDS = b"\x90"
 _SIX = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
-_RESULT_BYTES = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
-_SMALL_RESULT = PREFIX.pack(MAGIC, VERSION, Result.KIND, len(_NO_FIELDS), 0)[:8]  # its prefix, but for the number
+RESULT_BYTES = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
+SMALL_RESULT = PREFIX.pack(MAGIC, VERSION, Result.KIND, len(_NO_FIELDS), 0)[:8]  # its prefix, but for the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
 
 
@@ -724,8 +724,7 @@ def pack_payload(value: Any) -> bytes | Split:
         rest: bytes = value.encode() if kind is str else bytes(value)  # the same object, if it is one of bytes
         if len(rest) >> 32 == 0:  # pragma: no branch  # msgpack itself refuses what is longer
             return Split(_LONG.pack(_STR32 if kind is str else _BIN32, len(rest)), rest)
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
+    return pack(value)
 
 
 # A Packer for many values, three times as fast as one for each. Only for plain values of our own and of a small size:
@@ -743,7 +742,7 @@ def encode(message: Message) -> tuple[bytes, Payload | None]:
             payload = message.payload
             if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
                 return _with_payload(Result.KIND, message.number, _NO_FIELDS, payload)
-            return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
+            return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
         case Bundle():
             header = _pack_small(message.frames)
             return PREFIX.pack(MAGIC, VERSION, Bundle.KIND, len(header) + 1, message.number) + b"\x91" + header, None
@@ -786,8 +785,8 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
 
     `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
     """
-    if frame[:8] == _SMALL_RESULT and payload is None and _RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
-        return Result(int.from_bytes(frame[8:16], "big"), frame[_RESULT_BYTES:])
+    if frame[:8] == SMALL_RESULT and payload is None and RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
+        return Result(int.from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
     if len(frame) < PREFIX.size:
         raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
     magic, version, kind, header_bytes, number = PREFIX.unpack_from(frame)

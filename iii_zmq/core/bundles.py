@@ -51,8 +51,5 @@ def by_peer(outbox: Sequence[tuple[P, wire.Message]]) -> dict[P, list[wire.Messa
     """What each peer is sent."""
     found: dict[P, list[wire.Message]] = {}
     for to, message in outbox:
-        if to in found:
-            found[to].append(message)
-        else:
-            found[to] = [message]
+        found.setdefault(to, []).append(message)
     return found

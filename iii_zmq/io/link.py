@@ -67,8 +67,6 @@ _MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
 _RCVMORE = int(zmq.RCVMORE)
 _EVENTS = int(zmq.EVENTS)
-_RESULT = wire.encode(wire.Result(0, b"\xc0"))[0][:8]  # how every frame with a small result begins
-_RESULT_BYTES = wire.PREFIX.size + 1  # prefix and empty header
 _MONITOR_EVENT = struct.Struct("=HI")
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 _SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
@@ -184,11 +182,15 @@ class Link:
             frame = dealer.recv(0)
         except zmq.Again:
             return None
-        is_answer = frame[:8] == _RESULT and int.from_bytes(frame[8:16], "big") == number and len(frame) > _RESULT_BYTES
+        is_answer = (
+            frame[:8] == wire.SMALL_RESULT
+            and int.from_bytes(frame[8:16], "big") == number
+            and len(frame) > wire.RESULT_BYTES
+        )
         if is_answer and self.core.outgoing.pop_answered(number):
             if self._debug:
                 log.debug("%s: Result from the broker, number %d", self.name, number)
-            return frame[_RESULT_BYTES:]
+            return frame[wire.RESULT_BYTES :]
         self._receive(dealer, frame)
         return None
 
