@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any
 
 import msgpack
 
@@ -329,7 +329,7 @@ def decode_drops(data: bytes) -> tuple[RowKey, ...]:
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
-# `KIND` is the prefix's kind, `FIELDS` the types of the header's fields; the dataclass has `number` first, then these.
+# `number` stands in the prefix, the other fields in the header; `_TABLE` below has the kinds and the fields' types.
 
 Refusal = tuple[int, str, str]
 """(index in the batch, code, text)."""
@@ -346,20 +346,6 @@ class Hello:
     An observer is no row and offers nothing.
     """
 
-    KIND: ClassVar[int] = 1
-    FIELDS: ClassVar[tuple[Any, ...]] = (
-        STRINGS,
-        str,
-        str,
-        int,
-        bytes,
-        int,
-        bool,
-        str,
-        int,
-        bytes,
-        bytes,
-    )
     number: int
     capabilities: list[str]
     name: str
@@ -381,8 +367,6 @@ class Welcome:
     Times in milliseconds. `kept` says that the rows of the session named in Hello stayed as they were.
     """
 
-    KIND: ClassVar[int] = 2
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, bytes, str, str, int, int, int, int, int, bool, str)
     number: int
     worker_id: str
     token: bytes
@@ -401,8 +385,6 @@ class Welcome:
 class Register:
     """worker -> broker: a batch of packed entries, applied atomically under one seq. Answered by Ack."""
 
-    KIND: ClassVar[int] = 3
-    FIELDS: ClassVar[tuple[Any, ...]] = (BYTES_LIST,)
     number: int
     entries: list[bytes]
 
@@ -411,8 +393,6 @@ class Register:
 class Unregister:
     """worker -> broker: function ids that go, atomically. Answered by Ack."""
 
-    KIND: ClassVar[int] = 4
-    FIELDS: ClassVar[tuple[Any, ...]] = (STRINGS,)
     number: int
     function_ids: list[str]
 
@@ -424,8 +404,6 @@ class Ack:
     `refusals` names what was not done, by its index in the batch.
     """
 
-    KIND: ClassVar[int] = 5
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, REFUSALS)
     number: int
     epoch: str
     seq: int
@@ -436,8 +414,6 @@ class Ack:
 class Heartbeat:
     """worker -> broker: my loop runs. Position, calls running, and the loop's worst lag since the last one."""
 
-    KIND: ClassVar[int] = 6
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, int, int)
     number: int
     epoch: str
     seq: int
@@ -453,8 +429,6 @@ class Sync:
     `gap`, `digest`, `overrun` (too much waited unread) or `late` (an earlier answer did not come).
     """
 
-    KIND: ClassVar[int] = 7
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, str)
     number: int
     epoch: str
     seq: int
@@ -468,8 +442,6 @@ class Snapshot:
     Over the ROUTER `number` is that of the Hello or Sync which asked; over the stream that of the Invite.
     """
 
-    KIND: ClassVar[int] = 8
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bytes, int, bool, BYTES_LIST)
     number: int
     epoch: str
     seq: int
@@ -487,8 +459,6 @@ class Replay:
     The part with `last` ends the answer; a Snapshot's `last` is never the end of an answer.
     """
 
-    KIND: ClassVar[int] = 9
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bool, BYTES_LIST)
     number: int
     epoch: str
     index: int
@@ -503,8 +473,6 @@ class Received:
     Also, with index 0, for a Result whose payload travelled as a frame of its own.
     """
 
-    KIND: ClassVar[int] = 10
-    FIELDS: ClassVar[tuple[Any, ...]] = (int,)
     number: int
     index: int
 
@@ -516,8 +484,6 @@ class Invite:
     Subscribe to `topic`, then to `receipt_topic(token)`; unsubscribe both after the last Replay part.
     """
 
-    KIND: ClassVar[int] = 11
-    FIELDS: ClassVar[tuple[Any, ...]] = (bytes, int)
     number: int
     topic: bytes
     broadcast: int
@@ -527,8 +493,6 @@ class Invite:
 class Drain:
     """worker -> broker: hand me no new calls. Answered by Ack once my running and queued calls have ended."""
 
-    KIND: ClassVar[int] = 12
-    FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
 
 
@@ -536,8 +500,6 @@ class Drain:
 class Bye:
     """worker -> broker: I leave on purpose. My functions go at once; results of running calls are still taken."""
 
-    KIND: ClassVar[int] = 13
-    FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
 
 
@@ -545,8 +507,6 @@ class Bye:
 class Unknown:
     """broker -> worker: you have no session here; say Hello. `number` and `kind` are those of what was refused."""
 
-    KIND: ClassVar[int] = 14
-    FIELDS: ClassVar[tuple[Any, ...]] = (int,)
     number: int
     kind: int
 
@@ -559,8 +519,6 @@ class Refuse:
     version is answered in its own, because it reads nothing else.
     """
 
-    KIND: ClassVar[int] = 15
-    FIELDS: ClassVar[tuple[Any, ...]] = (int, str, str)
     number: int
     kind: int
     code: str
@@ -572,8 +530,6 @@ class Refuse:
 class Probe:
     """broker -> worker: nothing to do; that it could be sent is what the broker wants to know."""
 
-    KIND: ClassVar[int] = 16
-    FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
 
 
@@ -581,8 +537,6 @@ class Probe:
 class Closing:
     """broker -> everyone, on the stream: the broker ends on purpose. Say Hello again when it is back."""
 
-    KIND: ClassVar[int] = 17
-    FIELDS: ClassVar[tuple[Any, ...]] = (str,)
     number: int
     epoch: str
 
@@ -591,8 +545,6 @@ class Closing:
 class Deltas:
     """broker -> everyone, on the stream: the packed deltas of one turn of the broker's loop, in order."""
 
-    KIND: ClassVar[int] = 18
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, BYTES_LIST)
     number: int
     epoch: str
     deltas: list[bytes]
@@ -602,8 +554,6 @@ class Deltas:
 class Beacon:
     """broker -> everyone, on the stream when it is quiet: the position and the content's digest."""
 
-    KIND: ClassVar[int] = 19
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, int, bytes)
     number: int
     epoch: str
     seq: int
@@ -622,8 +572,6 @@ class Call:
     encoded header as it was received, None when a field was changed: with it, a call is passed on without encoding.
     """
 
-    KIND: ClassVar[int] = 32
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, str, int, str, int, int)
     number: int
     function_id: str
     caller: str
@@ -639,8 +587,6 @@ class Call:
 class Result:
     """provider -> broker -> caller: the handler's return value."""
 
-    KIND: ClassVar[int] = 33
-    FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
     payload: Payload
 
@@ -652,8 +598,6 @@ class Failure:
     From a provider the fate is `executed` (the handler raised) or `not_handed_over` (it never started).
     """
 
-    KIND: ClassVar[int] = 34
-    FIELDS: ClassVar[tuple[Any, ...]] = (str, str, str, str)
     number: int
     code: str
     fate: Fate
@@ -665,8 +609,6 @@ class Failure:
 class Cancel:
     """caller -> broker -> provider: nobody waits for this call any more. A late answer is counted and dropped."""
 
-    KIND: ClassVar[int] = 35
-    FIELDS: ClassVar[tuple[Any, ...]] = ()
     number: int
 
 
@@ -677,8 +619,6 @@ class Bundle:
     No bundle is in a bundle. The broker sends one only to who says in Hello that it takes them.
     """
 
-    KIND: ClassVar[int] = 36
-    FIELDS: ClassVar[tuple[Any, ...]] = (BYTES_LIST,)
     number: int
     frames: list[bytes]
 
@@ -695,16 +635,43 @@ FromBroker = (
 OnStream = Deltas | Beacon | Closing | Snapshot | Replay
 Message = FromWorker | FromBroker | OnStream
 
-MESSAGES: tuple[type[Any], ...] = (
-    Hello, Welcome, Register, Unregister, Ack, Heartbeat, Sync, Snapshot, Replay, Received, Invite, Drain, Bye,
-    Unknown, Refuse, Probe, Closing, Deltas, Beacon, Call, Result, Failure, Cancel, Bundle,
-)  # fmt: skip
-KINDS: dict[int, type[Any]] = {message.KIND: message for message in MESSAGES}
+# Each message: its kind in the prefix, its class, and the types of its header's fields, which in the class stand behind
+# `number`. Not in the classes themselves: compiled dataclasses have no ClassVar.
+_TABLE: tuple[tuple[int, type[Any], tuple[Any, ...]], ...] = (
+    (1, Hello, (STRINGS, str, str, int, bytes, int, bool, str, int, bytes, bytes)),
+    (2, Welcome, (str, bytes, str, str, int, int, int, int, int, bool, str)),
+    (3, Register, (BYTES_LIST,)),
+    (4, Unregister, (STRINGS,)),
+    (5, Ack, (str, int, REFUSALS)),
+    (6, Heartbeat, (str, int, int, int)),
+    (7, Sync, (str, int, str)),
+    (8, Snapshot, (str, int, bytes, int, bool, BYTES_LIST)),
+    (9, Replay, (str, int, bool, BYTES_LIST)),
+    (10, Received, (int,)),
+    (11, Invite, (bytes, int)),
+    (12, Drain, ()),
+    (13, Bye, ()),
+    (14, Unknown, (int,)),
+    (15, Refuse, (int, str, str)),
+    (16, Probe, ()),
+    (17, Closing, (str,)),
+    (18, Deltas, (str, BYTES_LIST)),
+    (19, Beacon, (str, int, bytes)),
+    (32, Call, (str, str, int, str, int, int)),
+    (33, Result, ()),
+    (34, Failure, (str, str, str, str)),
+    (35, Cancel, ()),
+    (36, Bundle, (BYTES_LIST,)),
+)
+MESSAGES: tuple[type[Any], ...] = tuple(message for _, message, _ in _TABLE)
+KIND: dict[type[Any], int] = {message: kind for kind, message, _ in _TABLE}
+KINDS: dict[int, type[Any]] = {kind: message for kind, message, _ in _TABLE}
+FIELDS: dict[type[Any], tuple[Any, ...]] = {message: types for _, message, types in _TABLE}
 
 _NO_FIELDS = b"\x90"
 _SIX = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
 RESULT_BYTES = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
-SMALL_RESULT = PREFIX.pack(MAGIC, VERSION, Result.KIND, len(_NO_FIELDS), 0)[:8]  # its prefix, but for the number
+SMALL_RESULT = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # its prefix, but for the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
 
 
@@ -737,19 +704,19 @@ def encode(message: Message) -> tuple[bytes, Payload | None]:
     match message:
         case Call():
             header = message.header or _call_header(message)
-            return _with_payload(Call.KIND, message.number, header, message.payload)
+            return _with_payload(KIND[Call], message.number, header, message.payload)
         case Result():
             payload = message.payload
             if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
-                return _with_payload(Result.KIND, message.number, _NO_FIELDS, payload)
+                return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
             return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
         case Bundle():
             header = _pack_small(message.frames)
-            return PREFIX.pack(MAGIC, VERSION, Bundle.KIND, len(header) + 1, message.number) + b"\x91" + header, None
+            return PREFIX.pack(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
         case _:
             header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
             version = message.version if isinstance(message, Refuse) else VERSION
-            return PREFIX.pack(MAGIC, version, message.KIND, len(header), message.number) + header, None
+            return PREFIX.pack(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
 
 
 def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
@@ -772,7 +739,7 @@ def _call_header(call: Call) -> bytes:
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
-    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(message.FIELDS)]
+    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(FIELDS[message])]
     for message in MESSAGES
 }
 
@@ -927,7 +894,7 @@ def _header_fields(message: type[Any], header: bytes) -> list[Any]:
     if message is Result and header == _NO_FIELDS:
         return []
     fields = _unpack_array(header)
-    types = message.FIELDS
+    types = FIELDS[message]
     if len(fields) < len(types):
         raise ProtocolError(f"{message.__name__} with {len(fields)} fields; expected {len(types)}")
     if len(fields) > len(types):

@@ -67,7 +67,7 @@ class Attendance:
         refusal = self._refusal(peer, hello)
         if refusal is not None:
             self._counters["refused"] += 1
-            self._outbox.append((peer, wire.Refuse(hello.number, hello.KIND, *refusal)))
+            self._outbox.append((peer, wire.Refuse(hello.number, wire.KIND[type(hello)], *refusal)))
             return
         hello.credit = min(hello.credit, CREDIT_MAX)
         here = self._sessions.by_peer.get(peer)

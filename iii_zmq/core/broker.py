@@ -224,7 +224,7 @@ class BrokerCore:
             return
         self.counters["unknown_peers"] += 1
         if not isinstance(message, wire.Bye):
-            self._outbox.append((peer, wire.Unknown(message.number, message.KIND)))
+            self._outbox.append((peer, wire.Unknown(message.number, wire.KIND[type(message)])))
 
     def _on_call(self, session: Session, call: wire.Call, now: float) -> None:
         if session.joined and not session.leaving and not self._attendance.closing:

@@ -22,7 +22,9 @@ from .sessions import Sessions
 REFUSALS_MAX = 16  # to one connection: who was told so often what is wrong is not told again
 REFUSED_PEERS_MAX = 10_000  # connections remembered for that, some 1.5 MB; the one refused first is forgotten
 
-_WAIT_FOR_ANSWER = frozenset(one.KIND for one in (wire.Hello, wire.Register, wire.Unregister, wire.Sync, wire.Drain))
+_WAIT_FOR_ANSWER = frozenset(
+    wire.KIND[one] for one in (wire.Hello, wire.Register, wire.Unregister, wire.Sync, wire.Drain)
+)
 
 
 class Refusing:
@@ -60,13 +62,13 @@ class Refusing:
 
 def _answer(heading: wire.Heading, text: str) -> wire.Refuse | wire.Failure | None:
     version, kind, number = heading.version, heading.kind, heading.number
-    if kind == wire.Refuse.KIND:
+    if kind == wire.KIND[wire.Refuse]:
         return None
     if version != wire.VERSION:
         text = f"this broker speaks version {wire.VERSION} of the protocol, not version {version}"
         return wire.Refuse(number, kind, errors.VERSION, text, version)
     if kind not in wire.KINDS:
         return wire.Refuse(number, kind, errors.UNKNOWN_KIND, f"this broker knows no message of kind {kind}")
-    if kind == wire.Call.KIND:
+    if kind == wire.KIND[wire.Call]:
         return wire.Failure(number, errors.INVALID, "not_handed_over", "", text)
     return wire.Refuse(number, kind, errors.INVALID, text) if kind in _WAIT_FOR_ANSWER else None

@@ -67,7 +67,7 @@ class Registrations:
     def refuse(self, session: Session, message: wire.Message, code: str, text: str) -> None:
         """The message is not done at all."""
         self._counters["refused"] += 1
-        self._outbox.append((session.peer, wire.Refuse(message.number, message.KIND, code, text)))
+        self._outbox.append((session.peer, wire.Refuse(message.number, wire.KIND[type(message)], code, text)))
 
     def _refusal(self, session: Session, new: int, going: int = 0) -> Refusal | None:
         offered = self._registry.offered.get(session.worker_id)

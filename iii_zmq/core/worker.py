@@ -279,7 +279,7 @@ class WorkerCore:
 
     def _on_unknown(self, unknown: wire.Unknown, now: float) -> None:
         """The broker has no session of ours: we were taken for dead, or it is another broker by now."""
-        if unknown.kind == wire.Call.KIND:
+        if unknown.kind == wire.KIND[wire.Call]:
             self.outgoing.on_unknown(unknown.number)
         if self.membership.phase in (OPENING, OPEN):
             self.counters["sessions_unknown"] += 1
@@ -293,7 +293,7 @@ class WorkerCore:
             self._lose_session("who takes connections there sends back what it is sent", now)
 
     def _on_refuse(self, refuse: wire.Refuse, now: float) -> None:
-        if refuse.kind != wire.Hello.KIND:
+        if refuse.kind != wire.KIND[wire.Hello]:
             if self.offers.on_refuse(refuse):
                 self._check_level()
             return

@@ -65,7 +65,7 @@ def test_an_observer_is_no_row() -> None:
 def test_a_malformed_hello_is_refused(fields: dict[str, object], code: str) -> None:
     broker = Brokerage()
     broker.send("a", broker.hello("a", **fields))
-    assert (refusals(broker, "a"), leftovers(broker.core)) == ([(1, wire.Hello.KIND, code)], {})
+    assert (refusals(broker, "a"), leftovers(broker.core)) == ([(1, wire.KIND[wire.Hello], code)], {})
 
 
 def test_lines_for_the_log_that_nobody_takes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_above_the_limit_of_sessions_strangers_are_refused_and_members_are_not(m
     broker.join("a")
     broker.join("b")
     broker.send("c", broker.hello("c"))
-    assert refusals(broker, "c") == [(1, wire.Hello.KIND, "limit")]
+    assert refusals(broker, "c") == [(1, wire.KIND[wire.Hello], "limit")]
     broker.join("a")
     assert list(broker.workers()) == ["b", "a"]
 
@@ -96,7 +96,7 @@ def test_above_what_the_system_has_descriptors_for_newcomers_are_refused() -> No
     broker.join("a")
     broker.send("b", broker.hello("b"))
     (refuse,) = broker.to("b")
-    assert refuse == wire.Refuse(1, wire.Hello.KIND, "limit", "the broker holds 1 sessions, which is its limit")
+    assert refuse == wire.Refuse(1, wire.KIND[wire.Hello], "limit", "the broker holds 1 sessions, which is its limit")
 
 
 def test_a_hello_without_a_token_on_a_known_connection_is_a_new_worker() -> None:
@@ -509,7 +509,7 @@ def test_after_closing_nothing_is_accepted_and_nothing_that_waited_is_handed_ove
     broker.send("a", a.call(3, "f"))
     broker.send("b", broker.hello("b"))
     assert (broker.calls("p"), broker.failures("a")[-1]) == ([], (3, "closing", "not_handed_over"))
-    assert refusals(broker, "b") == [(1, wire.Hello.KIND, "closing")]
+    assert refusals(broker, "b") == [(1, wire.KIND[wire.Hello], "closing")]
 
 
 def test_status_tells_the_broker_at_a_glance() -> None:

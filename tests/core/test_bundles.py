@@ -96,4 +96,4 @@ def test_the_workers_of_a_process_decode_a_frame_once() -> None:
 def test_a_small_call_with_a_wrong_field_is_refused_like_any_other() -> None:
     header = wire.pack(["f", "w", -1, "", 0, 0])
     with pytest.raises(ProtocolError, match="wrong type"):
-        wire.decode(wire.PREFIX.pack(wire.MAGIC, wire.VERSION, wire.Call.KIND, len(header), 1) + header + b"\xc0")
+        wire.decode(wire.PREFIX.pack(wire.MAGIC, wire.VERSION, wire.KIND[wire.Call], len(header), 1) + header + b"\xc0")

@@ -170,7 +170,7 @@ def test_a_suspect_that_talks_but_gets_no_stream_is_dropped_after_five_seconds()
     keep_alive(broker, 1.0, "p")
     assert broker.workers() == {}
     broker.send("p", wire.Heartbeat(1, "e", 0, 0, 0))
-    assert broker.to("p")[-1] == wire.Unknown(1, wire.Heartbeat.KIND)
+    assert broker.to("p")[-1] == wire.Unknown(1, wire.KIND[wire.Heartbeat])
 
 
 def test_a_suspect_that_speaks_up_just_before_it_would_be_silent_is_probed_no_earlier() -> None:
@@ -250,7 +250,7 @@ def test_a_full_queue_resets_its_worker() -> None:
     broker.wait(0.01)
     assert (broker.workers(), broker.count("overflows", "undelivered")) == ({}, [1, 0])
     broker.send("p", wire.Heartbeat(1, "e", 0, 0, 0))
-    assert wire.Unknown(1, wire.Heartbeat.KIND) in broker.to("p")
+    assert wire.Unknown(1, wire.KIND[wire.Heartbeat]) in broker.to("p")
 
 
 def test_a_full_queue_of_a_suspect_is_the_end_of_it_too() -> None:

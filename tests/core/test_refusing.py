@@ -32,14 +32,14 @@ def answers(*frames: bytes) -> list[wire.Message]:
 # A client of another version waited for its Hello's timeout, and was never told why.
 
 
-@pytest.mark.parametrize("kind", [wire.Hello.KIND, wire.Call.KIND, 200])
+@pytest.mark.parametrize("kind", [wire.KIND[wire.Hello], wire.KIND[wire.Call], 200])
 @pytest.mark.parametrize("version", [0, 2, 255])
 def test_another_version_is_told_so_in_its_own_version(kind: int, version: int) -> None:
     (refuse,) = answers(frame(kind, version=version))
     assert refuse == wire.Refuse(
         9, kind, errors.VERSION, f"this broker speaks version 1 of the protocol, not version {version}", version
     )
-    assert wire.encode(refuse)[0][:4] == bytes([*wire.MAGIC, version, wire.Refuse.KIND])
+    assert wire.encode(refuse)[0][:4] == bytes([*wire.MAGIC, version, wire.KIND[wire.Refuse]])
 
 
 def test_an_unknown_kind_is_refused() -> None:
@@ -50,19 +50,19 @@ def test_an_unknown_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [wire.Hello, wire.Register, wire.Unregister, wire.Sync])
 def test_a_malformed_message_that_waits_for_an_answer_is_told_what_is_wrong(kind: type[wire.Hello]) -> None:
-    (refuse,) = answers(frame(kind.KIND, b"\x90"))
-    expected = f"{kind.__name__} with 0 fields; expected {len(kind.FIELDS)}"
-    assert refuse == wire.Refuse(9, kind.KIND, errors.INVALID, expected)
+    (refuse,) = answers(frame(wire.KIND[kind], b"\x90"))
+    expected = f"{kind.__name__} with 0 fields; expected {len(wire.FIELDS[kind])}"
+    assert refuse == wire.Refuse(9, wire.KIND[kind], errors.INVALID, expected)
 
 
 def test_a_malformed_drain_is_told_what_is_wrong() -> None:
-    assert answers(frame(wire.Drain.KIND, b"\x80")) == [
-        wire.Refuse(9, wire.Drain.KIND, errors.INVALID, "dict where an array is expected")
+    assert answers(frame(wire.KIND[wire.Drain], b"\x80")) == [
+        wire.Refuse(9, wire.KIND[wire.Drain], errors.INVALID, "dict where an array is expected")
     ]
 
 
 def test_a_malformed_call_fails_at_once() -> None:
-    assert answers(frame(wire.Call.KIND, b"\x90")) == [
+    assert answers(frame(wire.KIND[wire.Call], b"\x90")) == [
         wire.Failure(9, errors.INVALID, "not_handed_over", "", "Call with 0 fields; expected 6")
     ]
 
@@ -70,7 +70,7 @@ def test_a_malformed_call_fails_at_once() -> None:
 def test_a_malformed_repetition_of_an_open_call_is_no_second_outcome_of_it() -> None:
     broker = Brokerage()
     caller, _ = broker.worker("c"), broker.worker("p", "f")
-    broker.send("c", caller.call(9, "f"), malformed(frame(wire.Call.KIND, b"\x90")))
+    broker.send("c", caller.call(9, "f"), malformed(frame(wire.KIND[wire.Call], b"\x90")))
     assert broker.to("c") == []
     broker.send("p", wire.Result(broker.calls("p")[0].number, NIL))
     assert broker.to("c") == [wire.Result(9, NIL)]
@@ -78,7 +78,7 @@ def test_a_malformed_repetition_of_an_open_call_is_no_second_outcome_of_it() -> 
 
 @pytest.mark.parametrize("kind", [wire.Heartbeat, wire.Received, wire.Result, wire.Failure, wire.Ack, wire.Welcome])
 def test_what_nobody_waits_for_is_only_counted(kind: type[wire.Hello]) -> None:
-    assert answers(frame(kind.KIND)) == []
+    assert answers(frame(wire.KIND[kind])) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"i3\x01", b"GET / HTTP/1.1\r\n\r\n", bytes(40)])
@@ -88,7 +88,7 @@ def test_what_is_not_meant_for_us_is_only_counted(data: bytes) -> None:
 
 @pytest.mark.parametrize("version", [wire.VERSION, 2])
 def test_a_refusal_is_never_refused(version: int) -> None:
-    assert answers(frame(wire.Refuse.KIND, version=version)) == []
+    assert answers(frame(wire.KIND[wire.Refuse], version=version)) == []
 
 
 def test_garbage_on_the_stream_has_nobody_who_could_be_told() -> None:
@@ -122,7 +122,7 @@ def test_only_so_many_refused_connections_are_remembered(monkeypatch: pytest.Mon
 
 def test_a_reason_is_cut_to_what_a_text_may_have() -> None:
     broker = Brokerage()
-    broker.send("x", Malformed("?" * 9999, wire.Heading(wire.VERSION, wire.Hello.KIND, 1)))
+    broker.send("x", Malformed("?" * 9999, wire.Heading(wire.VERSION, wire.KIND[wire.Hello], 1)))
     (refuse,) = broker.to("x")
     assert isinstance(refuse, wire.Refuse)
     assert len(refuse.text) == wire.TEXT_CHARS_MAX

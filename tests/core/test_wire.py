@@ -189,7 +189,7 @@ CHECKED = {"digest": SIXTEEN, "token": SIXTEEN, "functions": SIXTEEN, "fate": st
 
 def messages_of(kind: type[Any]) -> st.SearchStrategy[wire.Message]:
     names = [field.name for field in fields(kind)]
-    expected = zip(names[1:], kind.FIELDS, strict=False)
+    expected = zip(names[1:], wire.FIELDS[kind], strict=False)
     values = {name: CHECKED.get(name, FIELD_VALUES[type_]) for name, type_ in expected}
     if "payload" in names:
         values["payload"] = st.binary(min_size=1, max_size=40)
@@ -409,7 +409,7 @@ def test_unknown_trailing_fields_are_ignored(kind: type[Any]) -> None:
     frame = frame_of(message)
     body = 16 + wire.PREFIX.unpack_from(frame)[3]
     header = wire.pack([*msgpack.unpackb(frame[16:body]), "new", {1: 2}])
-    prefix = wire.PREFIX.pack(wire.MAGIC, wire.VERSION, kind.KIND, len(header), message.number)
+    prefix = wire.PREFIX.pack(wire.MAGIC, wire.VERSION, wire.KIND[kind], len(header), message.number)
     assert plain(wire.decode(prefix + header + frame[body:])) == message
 
 
@@ -638,7 +638,7 @@ def test_whatever_the_bytes_nothing_but_protocol_error_is_raised(data: bytes) ->
 
 @pytest.mark.parametrize("frame", FRAMES, ids=[type(message).__name__ for message, _ in GOLDEN])
 def test_a_frame_that_was_cut_off_anywhere_is_refused(frame: bytes) -> None:
-    whole = len(frame) - 1 if frame[3] in (wire.Call.KIND, wire.Result.KIND) else len(frame)
+    whole = len(frame) - 1 if frame[3] in (wire.KIND[wire.Call], wire.KIND[wire.Result]) else len(frame)
     for end in range(whole):
         refused(wire.decode, frame[:end], "frame of|header of")
 

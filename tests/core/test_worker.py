@@ -402,21 +402,21 @@ def test_a_stream_that_fails_at_once_is_made_anew_soon(place: Place) -> None:
 
 def test_a_broker_of_another_version_is_told_as_that(place: Place) -> None:
     hello = place.greeted()
-    place.hear(wire.Refuse(hello.number, wire.Hello.KIND, errors.VERSION, "this broker speaks version 2"))
+    place.hear(wire.Refuse(hello.number, wire.KIND[wire.Hello], errors.VERSION, "this broker speaks version 2"))
     refused = JoinRefused("version", "this broker speaks version 2; this worker speaks version 1")
     assert (place.events(JoinRefused), place.state()) == ([refused], "closed")
 
 
 def test_a_refused_hello_is_the_end_or_not(place: Place) -> None:
     hello = place.greeted()
-    place.hear(wire.Refuse(99, wire.Hello.KIND, errors.VERSION, "not yours"))
-    place.hear(wire.Refuse(hello.number, wire.Hello.KIND, errors.CLOSING, "closing"))
+    place.hear(wire.Refuse(99, wire.KIND[wire.Hello], errors.VERSION, "not yours"))
+    place.hear(wire.Refuse(hello.number, wire.KIND[wire.Hello], errors.CLOSING, "closing"))
     assert place.phase() == membership.PAUSING
     place.wait(0.0)
     place.link(Connected())
     hello = place.sent(wire.Hello)[-1]
     place.events()
-    place.hear(wire.Refuse(hello.number, wire.Hello.KIND, errors.INVALID, "bad name"))
+    place.hear(wire.Refuse(hello.number, wire.KIND[wire.Hello], errors.INVALID, "bad name"))
     assert place.events(JoinRefused) == [JoinRefused("invalid", "bad name")]
     assert place.state() == "closed"
     assert place.core.next_deadline() is None
@@ -590,7 +590,7 @@ def test_a_call_that_was_not_taken_waits_for_the_next_session(joined: Place) -> 
 def test_an_unknown_session_is_opened_again(joined: Place) -> None:
     lost, other = joined.call(), joined.call()
     joined.sent()
-    joined.hear(wire.Unknown(lost, wire.Call.KIND), wire.Unknown(lost, wire.Call.KIND), wire.Unknown(7, 6))
+    joined.hear(wire.Unknown(lost, wire.KIND[wire.Call]), wire.Unknown(lost, wire.KIND[wire.Call]), wire.Unknown(7, 6))
     (ended,) = joined.events(CallEnded)
     assert (ended.number, ended.outcome.fate) == (lost, "not_handed_over")
     (hello,) = joined.sent(wire.Hello)
@@ -656,7 +656,7 @@ def test_a_closing_broker_whose_connection_stays_is_left(joined: Place) -> None:
 def test_a_full_broker_is_waited_for_by_those_it_knew(joined: Place) -> None:
     joined.link(StreamDisconnected())
     (hello,) = joined.sent(wire.Hello)
-    joined.hear(wire.Refuse(hello.number, wire.Hello.KIND, errors.LIMIT, "full"))
+    joined.hear(wire.Refuse(hello.number, wire.KIND[wire.Hello], errors.LIMIT, "full"))
     assert joined.phase() == membership.PAUSING
     assert joined.events(JoinRefused) == []
 
@@ -805,12 +805,12 @@ def test_refusals_are_told_and_no_longer_wanted(joined: Place) -> None:
 def test_a_refused_change_leaves_what_was_there(offering: Place) -> None:
     offering.core.register({"mine": entry("mine", "changed")})
     (register,) = offering.sent(wire.Register)
-    offering.hear(wire.Refuse(register.number, wire.Register.KIND, errors.LIMIT, "full"))
+    offering.hear(wire.Refuse(register.number, wire.KIND[wire.Register], errors.LIMIT, "full"))
     (settled,) = offering.events(Settled)
     assert settled.refusals == [("mine", "limit", "full")]
     assert offering.core.offers.wanted == {"mine": entry("mine")}
-    offering.hear(wire.Refuse(register.number, wire.Register.KIND, errors.LIMIT, "full"))
-    offering.hear(wire.Refuse(99, wire.Sync.KIND, errors.NOT_JOINED, "too early"))
+    offering.hear(wire.Refuse(register.number, wire.KIND[wire.Register], errors.LIMIT, "full"))
+    offering.hear(wire.Refuse(99, wire.KIND[wire.Sync], errors.NOT_JOINED, "too early"))
     assert offering.events() == []
 
 

@@ -56,7 +56,7 @@ def _examples() -> list[wire.Message]:
     }
     messages: list[wire.Message] = []
     for kind in wire.MESSAGES:
-        fields = [values.get(one, [(0, "invalid", "no")]) for one in kind.FIELDS]
+        fields = [values.get(one, [(0, "invalid", "no")]) for one in wire.FIELDS[kind]]
         message = kind(1, *fields, *([NIL] if kind in (wire.Call, wire.Result) else []))
         for name in ("token", "digest", "functions"):
             if isinstance(getattr(message, name, None), bytes):
@@ -207,7 +207,7 @@ def built(source: Source, texts: list[str], tokens: list[bytes], numbers: list[i
         wire.REFUSALS: lambda: [(source.byte(), source.choose(TEXTS), "no") for _ in range(source.byte() % 3)],
     }
     number = source.choose(numbers + INTS)
-    fields = [makers[one]() for one in kind.FIELDS]
+    fields = [makers[one]() for one in wire.FIELDS[kind]]
     message = kind(number, *fields, *([source.take(3) or NIL] if kind in (wire.Call, wire.Result) else []))
     if isinstance(message, wire.Failure):
         message.fate = source.choose(sorted(errors.FATES))

@@ -120,7 +120,7 @@ def test_a_message_of_a_hundred_thousand_frames_is_one_message_and_holds_nobody_
             stranger.dealer.send(b"", zmq.SNDMORE)
         stranger.send_frames(b"")
         stranger.send(wire.Heartbeat(7, "", 0, 0, 0))
-        assert stranger.read(wire.Unknown) == wire.Unknown(7, wire.Heartbeat.KIND)  # read as a message of its own
+        assert stranger.read(wire.Unknown) == wire.Unknown(7, wire.KIND[wire.Heartbeat])  # read as a message of its own
     beside.wait_for("malformed", before + 1)
     beside.goes_on()
 
@@ -173,20 +173,20 @@ def test_a_hello_of_another_version_is_told_so_in_its_own(beside: Neighbour, ver
     answer[2] = wire.VERSION
     refuse = wire.decode(bytes(answer))
     assert isinstance(refuse, wire.Refuse)
-    assert (refuse.number, refuse.kind, refuse.code) == (7, wire.Hello.KIND, errors.VERSION)
+    assert (refuse.number, refuse.kind, refuse.code) == (7, wire.KIND[wire.Hello], errors.VERSION)
 
 
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
         (framed(77, b"\x90"), errors.UNKNOWN_KIND),
-        (framed(wire.Hello.KIND, b"\x93\x01\x02\x03"), errors.INVALID),
-        (framed(wire.Hello.KIND, b"\xc1"), errors.INVALID),
+        (framed(wire.KIND[wire.Hello], b"\x93\x01\x02\x03"), errors.INVALID),
+        (framed(wire.KIND[wire.Hello], b"\xc1"), errors.INVALID),
         (wire.encode(hello(name="n" * 65))[0], errors.INVALID),
         (wire.encode(hello(metadata=bytes(wire.METADATA_BYTES_MAX + 1)))[0], errors.INVALID),
         (wire.encode(hello(metadata=b"\x91" * 1000 + b"\x80"))[0], errors.INVALID),
         (wire.encode(hello(credit=0))[0], errors.INVALID),
-        (framed(wire.Register.KIND, b"\x91\xc0"), errors.INVALID),
+        (framed(wire.KIND[wire.Register], b"\x91\xc0"), errors.INVALID),
     ],
 )
 def test_who_waits_for_an_answer_is_told_what_is_wrong(beside: Neighbour, frame: bytes, code: str) -> None:
@@ -199,7 +199,7 @@ def test_who_waits_for_an_answer_is_told_what_is_wrong(beside: Neighbour, frame:
 
 def test_a_malformed_call_fails_at_once(beside: Neighbour) -> None:
     with RawPeer(beside.broker.url) as stranger:
-        stranger.join("caller").send_frames(framed(wire.Call.KIND, b"\x90", NIL))
+        stranger.join("caller").send_frames(framed(wire.KIND[wire.Call], b"\x90", NIL))
         failure = stranger.read(wire.Failure)
     assert (failure.number, failure.code, failure.fate) == (7, errors.INVALID, "not_handed_over")
 
@@ -233,7 +233,7 @@ def everything_before_hello(peer: RawPeer) -> None:
     ]  # fmt: skip
     for message in told:
         peer.send(message)
-        assert peer.read(wire.Unknown) == wire.Unknown(2, message.KIND)
+        assert peer.read(wire.Unknown) == wire.Unknown(2, wire.KIND[type(message)])
 
 
 def received_of_nothing(peer: RawPeer) -> None:

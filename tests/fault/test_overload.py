@@ -257,6 +257,6 @@ def read_all_unknown(peer: RawPeer) -> None:
         asked = wire.Heartbeat(peer.number(), "", 0, 0, 0)
         peer.send(asked)
         while (message := peer.read_any(1.0)) is not None:
-            if message == wire.Unknown(asked.number, asked.KIND):
+            if message == wire.Unknown(asked.number, wire.KIND[type(asked)]):
                 return
     raise AssertionError("the broker does not answer")

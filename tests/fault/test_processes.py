@@ -516,7 +516,7 @@ def test_a_worker_made_before_a_fork_and_not_started_is_the_childs_own(url: str)
             with worker:
                 pid = worker.call("prefork::pid", worker=worker.id)
                 said = f"{worker.workers[worker.id].pid == os.getpid() == pid}\\n"
-            os.write(1, said.encode())  # in one piece: the three share their output, and print() may write a line in two
+            os.write(1, said.encode())  # in one piece: the three share their output
             sys.exit(0)
         print([os.waitpid(pid, 0)[1] for pid in children], flush=True)
     """

@@ -64,7 +64,7 @@ BY_TYPE = {
 @st.composite
 def any_message(draw: st.DrawFn) -> wire.Message:
     kind = draw(st.sampled_from(wire.MESSAGES))
-    fields = [draw(BY_TYPE[one]) for one in kind.FIELDS]
+    fields = [draw(BY_TYPE[one]) for one in wire.FIELDS[kind]]
     if kind in (wire.Call, wire.Result):
         fields.append(draw(PAYLOADS))
     message = kind(draw(NUMBERS), *fields)

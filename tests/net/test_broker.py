@@ -74,7 +74,7 @@ def test_garbage_is_counted_and_the_rest_goes_on(broker: RunningBroker, peer: Ra
     with RawPeer(broker.url) as stranger:
         stranger.send_frames(*frames)
         stranger.send(wire.Heartbeat(7, "", 0, 0, 0))
-        expected = wire.encode(wire.Unknown(7, wire.Heartbeat.KIND))[0]  # it was read as a message of its own
+        expected = wire.encode(wire.Unknown(7, wire.KIND[wire.Heartbeat]))[0]  # it was read as a message of its own
         stranger.dealer.rcvtimeo = 5_000
         while stranger.dealer.recv() != expected:
             pass  # a refusal of the garbage, where one is due

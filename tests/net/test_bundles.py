@@ -68,8 +68,8 @@ def test_each_message_of_a_bundle_counts_as_if_it_had_come_alone(plain: RawPeer)
 def test_a_stranger_is_answered_for_each_message(broker: RunningBroker) -> None:
     with RawPeer(broker.url) as stranger:
         stranger.send(wire.Bundle(0, frames([wire.Heartbeat(7, "", 0, 0, 0), wire.Cancel(8)])))
-        assert stranger.read_any(PATIENCE_S) == wire.Unknown(7, wire.Heartbeat.KIND)
-        assert stranger.read_any(PATIENCE_S) == wire.Unknown(8, wire.Cancel.KIND)
+        assert stranger.read_any(PATIENCE_S) == wire.Unknown(7, wire.KIND[wire.Heartbeat])
+        assert stranger.read_any(PATIENCE_S) == wire.Unknown(8, wire.KIND[wire.Cancel])
 
 
 def test_answers_that_are_ready_together_leave_together_to_who_takes_bundles(bundling: RawPeer) -> None:

@@ -535,7 +535,7 @@ class RouteCheck:
             case wire.Failure():
                 self._on_outcome(peer, message.number, message, now)
             case wire.Unknown():
-                if message.kind == wire.Call.KIND:
+                if message.kind == wire.KIND[wire.Call]:
                     self._on_outcome(peer, message.number, None, now)
             case _:
                 pass
@@ -703,7 +703,7 @@ class Checks:
     def on_arrival(self, peer: bytes, frame: bytes) -> None:
         assert self._routes is not None
         _, _, kind, _, number = wire.PREFIX.unpack_from(frame)
-        if kind in (wire.Result.KIND, wire.Failure.KIND):
+        if kind in (wire.KIND[wire.Result], wire.KIND[wire.Failure]):
             self._routes.on_arrival(peer, number)
 
     def on_turn(self, core: BrokerCore, now: float) -> None:
