@@ -94,7 +94,7 @@ _BIN32, _STR32 = 0xC6, 0xDB
 # -- what users write: function ids and entries ------------------------------------------------------------------------
 
 
-def check_function_id(function_id: str) -> None:
+def check_function_id(function_id: object) -> None:
     """Raises: TypeError, ValueError with one line that says what was seen and what is expected."""
     if not isinstance(function_id, str):
         raise TypeError(f"a function id is a str such as 'orders::create', not {type(function_id).__name__}")
@@ -775,6 +775,8 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
         return _decode_with_payload(message, number, header, fields, frame[body:], payload)
     if payload is not None or body != len(frame):
         raise ProtocolError(f"{message.__name__} carries no payload")
+    if message is Ack:
+        fields[2] = [tuple(refusal) for refusal in fields[2]]
     check = _CHECKS.get(message)
     decoded: Message = message(number, *fields)
     if check is not None:
@@ -966,10 +968,6 @@ def _check_welcome(welcome: Welcome) -> None:
         raise ProtocolError("a Welcome's token has 16 bytes")
 
 
-def _check_ack(ack: Ack) -> None:
-    ack.refusals = [(index, code, text) for index, code, text in ack.refusals]
-
-
 def _check_failure(failure: Failure) -> None:
     if failure.fate not in FATES:
         raise ProtocolError(f"a fate of {len(failure.fate)} characters that is none")
@@ -990,7 +988,6 @@ _CHECKS: dict[type[Any], Callable[[Any], None]] = {
     Bundle: _check_bundle,
     Hello: _check_hello,
     Welcome: _check_welcome,
-    Ack: _check_ack,
     Failure: _check_failure,
     Snapshot: _check_digest,
     Beacon: _check_digest,

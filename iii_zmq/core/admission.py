@@ -12,7 +12,7 @@ CAPABILITIES_MAX = 64  # and characters in each: they are kept as long as the se
 EPOCH_CHARS_MAX = 64
 DEPTH_MAX = 100  # maps and arrays inside each other; msgpack unpacks 1,023 levels, and lists put some around these
 
-_NO_CONTAINERS = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
+_NO_CONTAINERS = bytes([byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF)])
 
 
 def hello_refusal(hello: wire.Hello) -> tuple[str, str] | None:

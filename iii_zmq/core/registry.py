@@ -18,7 +18,7 @@ from .ordered import Ordered
 FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
 CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # rows in all: entries near their own limit would need few rows to fill memory
 IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew,
-IMAGE_AGE_SHARE = 8  # and one for which the deltas since have more bytes than this part of the content
+IMAGE_REPLAY_SHARE = 0.125  # and one for which the deltas since have more bytes than this share of the content
 
 _FITNESS = {wire.READY: 0, wire.STALLED: 1, wire.DRAINING: 2}  # to be promoted; the least comes first
 
@@ -198,12 +198,11 @@ class Registry:
         """Whether replaying what came since would be the longer way; copying a small content costs next to nothing."""
         replayed = self.history.bytes_ever - image.recorded
         too_many = self.seq - image.seq > IMAGE_DELTAS_MAX or not self.history.holds(image.seq)
-        return too_many or replayed > self._rows_bytes // IMAGE_AGE_SHARE
+        return too_many or replayed > self._rows_bytes * IMAGE_REPLAY_SHARE
 
     def _refusal(self, worker_id: str, entry: FunctionEntry, data: bytes) -> tuple[str, str] | None:
         providers = self.providers.get(entry.id, ())
-        others = (one for one in providers if one.worker_id != worker_id)
-        other = next(others, None)
+        other = next((one for one in providers if one.worker_id != worker_id), None)
         if other is not None and bool(other.flags & wire.EXCLUSIVE) != entry.exclusive:
             theirs = "exclusive" if other.flags & wire.EXCLUSIVE else "not exclusive"
             return errors.CONFLICT, f"{entry.id!r} is registered as {theirs} by worker {other.worker_id}"

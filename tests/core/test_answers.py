@@ -110,7 +110,7 @@ def test_a_position_that_is_dropped_before_its_answer_begins_leads_to_a_snapshot
 
 
 def test_an_older_snapshot_is_followed_by_the_deltas_since(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "IMAGE_AGE_SHARE", 1)
+    monkeypatch.setattr(registry, "IMAGE_REPLAY_SHARE", 1.0)
     broker = Brokerage()
     for at in range(20):
         broker.join(f"x{at}")

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iii_zmq import errors, wire
-from iii_zmq.core import answers
+from iii_zmq.core import answers, registry
 from iii_zmq.core.broker import BrokerCore
 from iii_zmq.core.membership import Profile
-from iii_zmq.core.registry import Image, Registry
+from iii_zmq.core.registry import Registry
 from iii_zmq.core.session import BROADCAST, EVERYONE, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from iii_zmq.core.signals import (
     BROKER,
@@ -69,32 +69,26 @@ class Climate:
     burst_max: int = 256
     stream_waiting_max: int = 200
     large_share: float = 0.01  # of calls, with a payload that travels as a frame of its own
-    image_age_max: int | None = None  # None: as the registry has it
+    image_age_max: int | None = None  # in deltas; None: as the registry has it
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Small registries show what big ones do: parts and broadcasts from a few rows on."""
-        before = answers.PART_BYTES_MAX, answers.BROADCAST_BYTES_MIN, answers.BROADCAST_FROM
-        answers.PART_BYTES_MAX = self.part_bytes_max
-        answers.BROADCAST_BYTES_MIN = self.broadcast_bytes_min
-        answers.BROADCAST_FROM = self.broadcast_from
+        settings: list[tuple[Any, str, Any]] = [
+            (answers, "PART_BYTES_MAX", self.part_bytes_max),
+            (answers, "BROADCAST_BYTES_MIN", self.broadcast_bytes_min),
+            (answers, "BROADCAST_FROM", self.broadcast_from),
+        ]
+        if self.image_age_max is not None:
+            settings += [(registry, "IMAGE_DELTAS_MAX", self.image_age_max), (registry, "IMAGE_REPLAY_SHARE", 1e9)]
+        before = [(module, name, getattr(module, name)) for module, name, _ in settings]
+        for module, name, value in settings:
+            setattr(module, name, value)
         try:
             yield
         finally:
-            answers.PART_BYTES_MAX, answers.BROADCAST_BYTES_MIN, answers.BROADCAST_FROM = before
-
-
-class _Registry(Registry):
-    """Its cached snapshots may be older than those of a small registry are."""
-
-    def __init__(self, epoch: str, climate: Climate) -> None:
-        super().__init__(epoch, history_max=climate.history_max)
-        self._age_max = climate.image_age_max
-
-    def _is_outdated(self, image: Image) -> bool:
-        if self._age_max is None:
-            return super()._is_outdated(image)
-        return self.seq - image.seq > self._age_max or not self.history.holds(image.seq)
+            for module, name, value in before:
+                setattr(module, name, value)
 
 
 class BrokerHost(Listener):
@@ -107,7 +101,7 @@ class BrokerHost(Listener):
         self.core = BrokerCore(
             name, settings,
             new_token=lambda: rng.getrandbits(128).to_bytes(16, "big"), new_id=lambda: f"{rng.getrandbits(24):06x}",
-            registry=_Registry(name, climate),
+            registry=Registry(name, history_max=climate.history_max),
         )  # fmt: skip
         self.stopped_at = 0.0
         self.busy_until = 0.0  # its Python is slow: somebody else has the processor

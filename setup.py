@@ -1,0 +1,28 @@
+"""The part of the build that setup.cfg can't say: with III_ZMQ_COMPILE=1, the core and the codec become C.
+
+mypyc makes it of these modules as they stand, and needs a C compiler and Python's headers. Without the variable all is
+installed as plain Python, and does the same.
+"""
+
+from __future__ import annotations
+
+import os
+from glob import glob
+from typing import Any
+
+from setuptools import setup
+
+# Classes that users meet stay Python: they may be subclassed, pickled and looked into.
+PLAIN = {"iii_zmq/core/__init__.py", "iii_zmq/core/views.py"}
+COMPILED = ["iii_zmq/wire.py", *sorted(set(glob("iii_zmq/core/*.py")) - PLAIN)]
+
+
+def compiled() -> dict[str, Any]:
+    try:
+        from mypyc.build import mypycify
+    except ImportError:  # asked what the build needs, before that is there
+        return {"setup_requires": ["mypy[mypyc]~=2.4"]}
+    return {"ext_modules": mypycify(COMPILED, group_name="iii_zmq", debug_level="0")}
+
+
+setup(**compiled() if os.environ.get("III_ZMQ_COMPILE") == "1" else {})
