@@ -30,6 +30,8 @@ import msgpack
 
 from .errors import FATES, Fate, ProtocolError
 
+COMPILED = not __file__.endswith(".py")  # to C, with all of core/: see setup.py
+
 MAGIC = b"i3"
 VERSION = 1
 PREFIX = struct.Struct(">2sBBIQ")

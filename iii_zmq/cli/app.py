@@ -74,7 +74,9 @@ OfWorker = Annotated[
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"iii-broker {__version__}")
+        from .. import wire
+
+        print(f"iii-broker {__version__}" + (" (compiled)" if wire.COMPILED else ""))
         raise typer.Exit
 
 

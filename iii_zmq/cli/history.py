@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 
 from .. import errors, wire
-from ..core.changes import Change, Position
-from ..core.replica import Replica
+from ..core.changes import Position
+from ..core.collector import Collector
 from ..core.signals import JoinRefused
 from ..core.worker import WorkerCore
 from ..io.face import make_profile
@@ -47,7 +47,7 @@ def fetch_past(url: str | None, start: Position, timeout_s: float) -> Past | Non
 def _fetch(url: str | None, start: Position, timeout_s: float) -> list[wire.Delta] | None:
     profile = make_profile(NAME, url, None, None, 1, observer=True)
     core = WorkerCore(profile, random=random.random)
-    collector = core.replica = core.following.replica = _Collector(start)
+    collector = core.replica = core.following.replica = Collector(start)
     link = Link(core)
     until = time.monotonic() + timeout_s
     core.connect(time.monotonic())
@@ -71,32 +71,3 @@ def _turn(core: WorkerCore, link: Link) -> None:
         if isinstance(event, JoinRefused):
             raise errors.Refused(event.text, event.code)
     link.flush()
-
-
-class _Collector(Replica):
-    """Says that it is at `start`, and keeps what it is told it lacks."""
-
-    def __init__(self, start: Position) -> None:
-        super().__init__()
-        self._start = start
-        self.deltas: list[wire.Delta] = []
-        self.is_snapshot = False
-        self.done = False
-
-    def sync_position(self) -> Position:
-        return self._start
-
-    def invited(self, broadcast: int) -> None:
-        self._give_up_on_it()
-
-    def on_snapshot(self, part: wire.Snapshot) -> list[Change]:
-        self._give_up_on_it()
-        return []
-
-    def on_replay(self, part: wire.Replay) -> list[Change]:
-        self.deltas += map(wire.decode_delta, part.deltas)
-        self.done = part.last
-        return []
-
-    def _give_up_on_it(self) -> None:
-        self.is_snapshot = self.done = True

@@ -30,7 +30,7 @@ def test_nothing_that_comes_in_breaks_what_must_hold(name: str) -> None:
     finally:
         entry.close()
     assert fuzzer.runs > len(entry.seeds)
-    assert fuzzer.reached
+    assert fuzzer.reached or wire.COMPILED  # steps of compiled code are not seen
 
 
 # -- the fuzzer itself -------------------------------------------------------------------------------------------------
@@ -54,6 +54,7 @@ def test_a_failure_is_found_and_made_as_small_as_it_goes() -> None:
     assert (len(found.value.data), found.value.data[:2], found.value.data[3]) == (16, b"i3", 0x90)
 
 
+@pytest.mark.skipif(wire.COMPILED, reason="steps of compiled code are not seen")
 def test_what_reaches_new_code_is_kept_and_what_does_not_is_not() -> None:
     fuzzer = Fuzzer(
         EntryPoint("headings", breaks_on_a_kind, [b"", b"", bytes(16), bytes(16), b"i3" + bytes(14)]), Random(1)

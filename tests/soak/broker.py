@@ -1,7 +1,7 @@
 """A broker as `iii-broker serve` runs it, that writes down what its registry commits, before anybody hears of it.
 
-Only the core is listened to: its history takes each delta at the moment of the commit, and its outbox holds each call
-that is handed over. Nothing of the product is changed but how many deltas are held for those who resume.
+Only the core is listened to: after each step its history tells what was committed, and its outbox holds each call that
+is handed over. Nothing of the product is changed but how many deltas are held for those who resume.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 from iii_zmq import wire
 from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.session import Outbox
+from iii_zmq.core.session import Event, Outbox, Peer
 from iii_zmq.io.broker import Broker
 
+from .director import HISTORY
 from .processes import die_with_parent
 from .records import Recorder
 
@@ -30,7 +31,7 @@ def main() -> int:
     broker = Broker(options.url, options.stream_url, heartbeat_s=options.heartbeat, ttl_s=options.ttl)
     recorder = Recorder(options.records)
     recorder.write("serving", epoch=broker.epoch)
-    listen_to(broker.core, recorder)
+    setattr(broker, "core", Listening(broker.core, recorder))  # noqa: B010  (mypy: it is no BrokerCore)
     if options.history:
         broker.core.registry.history._deltas_max = options.history
     signal.signal(signal.SIGTERM, lambda *_: broker.stop())
@@ -41,25 +42,48 @@ def main() -> int:
     return 0
 
 
-def listen_to(core: BrokerCore, recorder: Recorder) -> None:
-    """From now on all that is committed, and each call to an exclusive function, is written down as it leaves."""
-    epoch = core.registry.epoch
-    history = core.registry.history
-    commit, take_outbox = history.record, core.take_outbox
+class Listening:
+    """The core as the shell sees it: what is committed, and each call to an exclusive function, is written down.
 
-    def record(delta: bytes) -> None:
-        recorder.write("delta", epoch=epoch, **_plain(delta))
-        commit(delta)
+    Around the core instead of inside: where it is compiled, its methods can't be replaced.
+    """
 
-    def take() -> Outbox:
-        outbox = take_outbox()
+    def __init__(self, core: BrokerCore, recorder: Recorder) -> None:
+        self._core = core
+        self._recorder = recorder
+        self._seq = core.registry.history.seq
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def receive(self, peer: Peer, message: wire.FromWorker | Event, now: float) -> None:
+        self._core.receive(peer, message, now)
+        self._write_deltas()
+
+    def tick(self, now: float) -> None:
+        self._core.tick(now)
+        self._write_deltas()
+
+    def close(self) -> None:
+        self._core.close()
+        self._write_deltas()
+
+    def take_outbox(self) -> Outbox:
+        outbox = self._core.take_outbox()
         for _, message in outbox:
             if isinstance(message, wire.Call) and message.fence:
-                recorder.write("handed", epoch=epoch, function=message.function_id, fence=message.fence)
+                epoch = self._core.registry.epoch
+                self._recorder.write("handed", epoch=epoch, function=message.function_id, fence=message.fence)
         return outbox
 
-    setattr(history, "record", record)  # noqa: B010  (mypy: a method is not to be assigned to)
-    setattr(core, "take_outbox", take)  # noqa: B010
+    def _write_deltas(self) -> None:
+        registry = self._core.registry
+        if registry.seq != self._seq:
+            deltas = registry.history.since(self._seq)
+            assert deltas is not None, f"more than {HISTORY} deltas at once"
+            for delta in deltas:
+                self._recorder.write("delta", epoch=registry.epoch, **_plain(delta))
+            self._seq = registry.seq
 
 
 def _plain(data: bytes) -> dict[str, Any]:
