@@ -565,7 +565,10 @@ class Beacon:
 NO_ANSWER = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
 
 
-@dataclass(slots=True)
+# Two for each call in every process: an `__init__` that a dataclass makes is not compiled, and takes three times as long.
+
+
+@dataclass(slots=True, init=False)
 class Call:
     """caller -> broker -> provider. `number` is the caller's, behind the broker the route's.
 
@@ -582,15 +585,41 @@ class Call:
     flags: int
     fence: int
     payload: Payload
-    header: bytes | None = None
+    header: bytes | None
+
+    def __init__(
+        self,
+        number: int,
+        function_id: str,
+        caller: str,
+        remaining_ms: int,
+        target: str,
+        flags: int,
+        fence: int,
+        payload: Payload,
+        header: bytes | None = None,
+    ) -> None:
+        self.number = number
+        self.function_id = function_id
+        self.caller = caller
+        self.remaining_ms = remaining_ms
+        self.target = target
+        self.flags = flags
+        self.fence = fence
+        self.payload = payload
+        self.header = header
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Result:
     """provider -> broker -> caller: the handler's return value."""
 
     number: int
     payload: Payload
+
+    def __init__(self, number: int, payload: Payload) -> None:
+        self.number = number
+        self.payload = payload
 
 
 @dataclass(slots=True)

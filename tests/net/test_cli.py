@@ -579,7 +579,7 @@ def test_help_comes_at_once() -> None:
 def test_version() -> None:
     from iii_zmq import __version__
 
-    assert run("--version").out == f"iii-broker {__version__}\n"
+    assert run("--version").out == f"iii-broker {__version__}{' (compiled)' if wire.COMPILED else ''}\n"
 
 
 def test_bench_hands_its_arguments_on() -> None:
