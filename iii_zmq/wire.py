@@ -565,7 +565,7 @@ class Beacon:
 NO_ANSWER = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
 
 
-# Two for each call in every process: an `__init__` that a dataclass makes is not compiled, and takes three times as long.
+# Every call makes these two, several times; an `__init__` that a dataclass makes is not compiled with the rest.
 
 
 @dataclass(slots=True, init=False)

@@ -23,7 +23,7 @@ from .deadlines import Alarm, Deadlines
 from .outcomes import Outcomes
 from .queues import Queues
 from .registry import Provider, Registry
-from .routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, OPEN_CALLS_MAX, REMAINING_MS_MAX, Route
+from .routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, OPEN_CALLS_MAX, Route
 from .session import Outbox, Session
 from .unread import Unread
 
@@ -69,13 +69,9 @@ class Calls:
             self._outcomes.refuse(caller, number, errors.BUSY, text)
             return
         self._numbers += 1
-        deadline = now + min(call.remaining_ms, REMAINING_MS_MAX) / 1000
-        no_answer = bool(call.flags & wire.NO_ANSWER)
-        route = Route(
-            self._numbers, caller, number, call.function_id, call.target, deadline, now, no_answer, size, call
-        )
+        route = Route(self._numbers, caller, call, size, now)
         caller.open[number] = route
-        self._deadlines.set(route, deadline)
+        self._deadlines.set(route, route.deadline)
         self._place(route, now)
 
     def cancel(self, caller: Session, number: int) -> None:

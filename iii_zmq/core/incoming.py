@@ -39,7 +39,7 @@ class Incoming:
             self._outbox.append((BROKER, _too_late(number, call.function_id)))
         else:
             deadline = now + call.remaining_ms / 1000
-            run = RunCall(number, call.function_id, call.caller, call.payload, deadline, self.epoch, call.fence)
+            run = RunCall(call, deadline, self.epoch)
             self._running[number] = run
             self._events.append(run)
 

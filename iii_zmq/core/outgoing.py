@@ -23,10 +23,14 @@ OPEN_CALLS_MAX = 4096  # until a Welcome says otherwise
 SENDS = 1 << 62  # bit of numbers whose answer nobody waits for: a Failure to one is counted, not looked up
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class _Sent:
     function_id: str
     deadline: float
+
+    def __init__(self, function_id: str, deadline: float) -> None:
+        self.function_id = function_id
+        self.deadline = deadline
 
 
 @dataclass(slots=True)

@@ -31,9 +31,9 @@ LARGE_BYTES_MAX = 1024 * 1024 * 1024  # payloads over KEEP_BYTES_MAX that were h
 REMAINING_MS_MAX = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class Route:
-    """One accepted call on its way."""
+    """One accepted call on its way. (Each call makes one, and an `__init__` written out is compiled with the rest.)"""
 
     number: int
     caller: Session | None  # None once it was told the outcome, or has gone
@@ -45,12 +45,28 @@ class Route:
     no_answer: bool
     size: int  # bytes of its payload and header: what it takes in a queue, or on its way to a provider
     call: wire.Call | None  # None when it can't be handed over a second time
-    provider: Session | None = None  # who was handed it last; None while it waits in a queue
-    idempotent: bool = False
-    hand_overs: int = 0
-    queued_bytes: int = 0  # what it takes in its queue; 0: it is in none
-    kept_bytes: int = 0  # its share in KEPT_BYTES_MAX
-    tried: tuple[str, ...] = ()  # worker ids that went while they had it, or did not know it
+    provider: Session | None  # who was handed it last; None while it waits in a queue
+    idempotent: bool
+    hand_overs: int
+    queued_bytes: int  # what it takes in its queue; 0: it is in none
+    kept_bytes: int  # its share in KEPT_BYTES_MAX
+    tried: tuple[str, ...]  # worker ids that went while they had it, or did not know it
+
+    def __init__(self, number: int, caller: Session, call: wire.Call, size: int, now: float) -> None:
+        self.number = number
+        self.caller = caller
+        self.caller_number = call.number
+        self.function_id = call.function_id
+        self.target = call.target
+        self.deadline = now + min(call.remaining_ms, REMAINING_MS_MAX) / 1000
+        self.arrived_at = now
+        self.no_answer = bool(call.flags & wire.NO_ANSWER)
+        self.size = size
+        self.call = call
+        self.provider = None
+        self.idempotent = False
+        self.hand_overs = self.queued_bytes = self.kept_bytes = 0
+        self.tried = ()
 
     @property
     def fate(self) -> Fate:

@@ -147,15 +147,22 @@ class Changes:
     changes: list[Change]
 
 
-@dataclass(slots=True, eq=False)
+# Each call makes one of these in either worker, and an `__init__` written out is compiled with the rest.
+
+
+@dataclass(slots=True, eq=False, init=False)
 class CallEnded:
     """One of our calls has its outcome: the packed result, or the failure to raise."""
 
     number: int
     outcome: wire.Payload | CallFailed
 
+    def __init__(self, number: int, outcome: wire.Payload | CallFailed) -> None:
+        self.number = number
+        self.outcome = outcome
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, init=False)
 class RunCall:
     """A call to run; hand this very object back with its outcome.
 
@@ -170,7 +177,17 @@ class RunCall:
     deadline: float
     epoch: str
     fence: int
-    cancelled: bool = False
+    cancelled: bool
+
+    def __init__(self, call: wire.Call, deadline: float, epoch: str) -> None:
+        self.number = call.number
+        self.function_id = call.function_id
+        self.caller = call.caller
+        self.payload = call.payload
+        self.deadline = deadline
+        self.epoch = epoch
+        self.fence = call.fence
+        self.cancelled = False
 
 
 @dataclass(slots=True)

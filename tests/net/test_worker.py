@@ -117,6 +117,10 @@ def test_a_payload_may_be_changed_once_submit_has_returned(make: Callable[..., W
         assert answer.result() == bytes(1_000_000)
 
 
+def run_of(function_id: str, payload: bytes) -> RunCall:
+    return RunCall(wire.Call(1, function_id, "caller", 60_000, "", 0, 0, payload), time.monotonic() + 60, "epoch")
+
+
 def test_a_large_result_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results over 64 KiB were packed to see how large they are, and then packed again for an error message that
     nobody needed: a third of the provider's time for 16 MB."""
@@ -125,7 +129,7 @@ def test_a_large_result_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[Any] = []
     pack = wire.msgpack.packb
     monkeypatch.setattr(wire.msgpack, "packb", lambda value, **options: packed.append(value) or pack(value, **options))
-    run = RunCall(1, "large::map", "caller", b"\xc0", time.monotonic() + 60, "epoch", 0)
+    run = run_of("large::map", b"\xc0")
     outcome = handlers.run_here(run)
     assert isinstance(outcome, bytes)
     assert len(packed) == 1
@@ -134,7 +138,7 @@ def test_a_large_result_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_running_handler_holds_its_payload_once() -> None:
     """What a large value came in stayed beside it until the handler had ended."""
     handlers = Handlers()
-    run = RunCall(1, "large::hold", "caller", wire.pack(bytes(100_000)), time.monotonic() + 60, "epoch", 0)
+    run = run_of("large::hold", wire.pack(bytes(100_000)))
     handlers.put(handlers.prepare([("large::hold", lambda value: [len(value), len(run.payload)], {})], {}))
     assert handlers.run_here(run) == wire.pack([100_000, 0])
 
