@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -32,38 +32,39 @@ from .errors import FATES, Fate, ProtocolError
 
 COMPILED = not __file__.endswith(".py")  # to C, with all of core/: see setup.py
 
-MAGIC = b"i3"
-VERSION = 1
-PREFIX = struct.Struct(">2sBBIQ")
+# `Final` is what each message needs: compiled code has such constants in itself, others it looks up.
+MAGIC: Final = b"i3"
+VERSION: Final = 1
+PREFIX: Final = struct.Struct(">2sBBIQ")
 
 # Limits. Each bounds something that a stranger could otherwise make grow.
-INLINE_BYTES_MAX = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
+INLINE_BYTES_MAX: Final = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
 PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # one call's payload or result; what the ROUTER's MAXMSGSIZE rests on
 CONTROL_BYTES_MAX = 1024 * 1024  # header of what a worker sends; unpacking it costs at most some 75 MB for a moment
-LARGE_BYTES = 16 * 1024  # a larger header is looked through before it is unpacked: see CONTAINERS_MAX
+LARGE_BYTES: Final = 16 * 1024  # a larger header is looked through before it is unpacked: see CONTAINERS_MAX
 CONTAINERS_MAX = 4096  # maps and arrays in a large header; an Ack that refuses a whole batch has 1,026
 STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of what a broker sends; a worker trusts its broker
 ENTRY_BYTES_MAX = 64 * 1024  # one function's entry, schemas included
 METADATA_BYTES_MAX = 64 * 1024  # one worker's metadata
-BUNDLE_BYTES_MAX = LARGE_BYTES  # header of a Bundle
-BUNDLE_MAX = 64  # messages in a Bundle: what has come is answered before more is read
+BUNDLE_BYTES_MAX: Final = LARGE_BYTES  # header of a Bundle
+BUNDLE_MAX: Final = 64  # messages in a Bundle: what has come is answered before more is read
 BATCH_MAX = 1024  # functions in one Register: about 10 ms of the broker's loop
 NAME_CHARS_MAX = 64  # one name between two `::`, and a worker's name
 FUNCTION_ID_CHARS_MAX = 200
 FUNCTION_ID_NAMES_MAX = 8
 TEXT_CHARS_MAX = 4096  # a failure's text
-NUMBER_MAX = 2**64 - 1
-INT_MAX = 2**63 - 1
+NUMBER_MAX: Final = 2**64 - 1
+INT_MAX: Final = 2**63 - 1
 
 RESERVED_PREFIX = "engine::"
 DIGEST_BYTES = 16
 TOKEN_BYTES = 16
-_DIGEST_MASK = (1 << 128) - 1
+_DIGEST_MASK: Final = (1 << 128) - 1
 
 # Topics. A reconnecting SUB resubscribes in byte order: the stream must come before any presence, so that a broker that
 # hears the presence knows that the stream is subscribed.
-STREAM_TOPIC = b"s|"
-SNAPSHOT_TOPIC = b"t|"
+STREAM_TOPIC: Final = b"s|"
+SNAPSHOT_TOPIC: Final = b"t|"
 PRESENCE_PREFIX = b"w|"
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -120,9 +121,9 @@ def is_reserved(function_id: str) -> bool:
     return function_id.startswith(RESERVED_PREFIX) or function_id == "engine"
 
 
-EXCLUSIVE = 1
-IDEMPOTENT = 2
-INTERNAL = 4
+EXCLUSIVE: Final = 1
+IDEMPOTENT: Final = 2
+INTERNAL: Final = 4
 
 
 @dataclass(slots=True, frozen=True)
@@ -562,7 +563,7 @@ class Beacon:
     digest: bytes
 
 
-NO_ANSWER = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
+NO_ANSWER: Final = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
 
 
 # Every call makes these two, several times; an `__init__` that a dataclass makes is not compiled with the rest.
@@ -695,14 +696,16 @@ _TABLE: tuple[tuple[int, type[Any], tuple[Any, ...]], ...] = (
     (36, Bundle, (BYTES_LIST,)),
 )
 MESSAGES: tuple[type[Any], ...] = tuple(message for _, message, _ in _TABLE)
-KIND: dict[type[Any], int] = {message: kind for kind, message, _ in _TABLE}
-KINDS: dict[int, type[Any]] = {kind: message for kind, message, _ in _TABLE}
-FIELDS: dict[type[Any], tuple[Any, ...]] = {message: types for _, message, types in _TABLE}
+KIND: Final[dict[type[Any], int]] = {message: kind for kind, message, _ in _TABLE}
+KINDS: Final[dict[int, type[Any]]] = {kind: message for kind, message, _ in _TABLE}
+FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message, types in _TABLE}
 
-_NO_FIELDS = b"\x90"
-_SIX = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
-RESULT_BYTES = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
-SMALL_RESULT = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # its prefix, but for the number
+_NO_FIELDS: Final = b"\x90"
+_SIX: Final = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
+RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
+SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[
+    :8
+]  # its prefix, but for the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
 
 
