@@ -4,6 +4,7 @@
 # Nearly always a stamp says that all is done, and no program is started to find out. Otherwise the first Python
 # that will do runs _setup.py, which makes or mends .venv under a lock. All of that talks on stderr only and leaves
 # stdin alone: both belong to the command. 125 is the exit status of a failed set-up: no command uses it itself.
+# With compiling=1 set, what bin/compile made before may be older than its sources.
 
 root=${BASH_SOURCE[0]%/bin/*}
 
@@ -52,6 +53,19 @@ except ImportError: sys.exit(11)'
     return 1
 }
 
+# What bin/compile made is imported instead of its source, also of one that was changed since.
+setup_is_compiled_anew() {
+    local made source
+    for made in "$root"/iii_zmq/*.so "$root"/iii_zmq/core/*.so; do
+        source=${made##*/}
+        source=${made%/*}/${source%%.*}.py
+        [[ $source -nt $made ]] || continue
+        echo "iii_zmq: ${source#"$root"/} changed after it was compiled: bin/compile, or bin/compile --remove" >&2
+        return 1
+    done
+}
+
+[[ ${compiling:-} ]] || setup_is_compiled_anew || exit 125
 if ! setup_is_fresh "$1"; then
     setup_python=$(setup_find_python) || exit 125
     "$setup_python" "$root/bin/_setup.py" "$1" </dev/null >&2 || exit

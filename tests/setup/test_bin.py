@@ -194,6 +194,27 @@ def test_a_missing_python_is_told_in_one_line(project: Project) -> None:
     )
 
 
+def test_no_command_runs_with_what_was_compiled_of_another_source(project: Project) -> None:
+    """Python imports the compiled module: an edit, or another branch, would be without effect."""
+    project.run()
+    made = project.root / "iii_zmq" / "core" / "broker.cpython-311-x86_64-linux-gnu.so"
+    made.parent.mkdir(parents=True)
+    made.write_text("")
+    project.write("iii_zmq/core/broker.py", "")
+    os.utime(made.with_name("broker.py"), (made.stat().st_mtime - 10,) * 2)
+    assert project.run().returncode == 0
+
+    os.utime(made.with_name("broker.py"), (made.stat().st_mtime + 10,) * 2)
+    done = project.run()
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    expected = "iii_zmq: iii_zmq/core/broker.py changed after it was compiled: bin/compile, or bin/compile --remove\n"
+    assert done.stderr == expected
+
+    assert project.run(project.root / "bin" / "compile", "--remove").returncode == 0
+    assert not made.exists()
+    assert project.run().returncode == 0
+
+
 BACKEND = """
 import zipfile
 
