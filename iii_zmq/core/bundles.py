@@ -14,6 +14,9 @@ from .. import wire
 
 P = TypeVar("P", bound=Hashable)
 
+PORTIONS = 4  # a caller's open calls travel in so many bundles at least,
+PORTION_MIN = 16  # unless these were smaller than this: then what a message costs is more than what it gains
+
 _IN_BUNDLES = frozenset((wire.Call, wire.Result, wire.Failure, wire.Cancel))
 _FRAME_BYTES = 8  # what a frame takes in a header beside its bytes, at most, and the array itself a part of
 
@@ -21,15 +24,26 @@ Packed = tuple[bytes, wire.Payload | None, Sequence[wire.Message]]
 """A frame, the payload where it travels as a second one, and the messages that leave with them."""
 
 
-def packed(messages: Sequence[wire.Message]) -> Iterator[Packed]:
-    """The frames that carry these messages to one peer, which takes bundles."""
+def portion(open_calls: int) -> int:
+    """How many messages a bundle of a caller's may have that has so many open calls.
+
+    In one bundle all would travel together for ever: their answers come together, and so do the next calls. Caller,
+    broker and provider would wait for one another, each with a processor of its own.
+    """
+    if open_calls <= PORTION_MIN:
+        return wire.BUNDLE_MAX
+    return min(wire.BUNDLE_MAX, max(PORTION_MIN, open_calls // PORTIONS))
+
+
+def packed(messages: Sequence[wire.Message], most: int = wire.BUNDLE_MAX) -> Iterator[Packed]:
+    """The frames that carry these messages, at most so many in one, to one peer, which takes bundles."""
     frames: list[bytes] = []
     size = first = 0
     for index, message in enumerate(messages):
         frame, payload = wire.encode(message)
         cost = len(frame) + _FRAME_BYTES
         alone = payload is not None or cost > wire.BUNDLE_BYTES_MAX or type(message) not in _IN_BUNDLES
-        if frames and (alone or size + cost > wire.BUNDLE_BYTES_MAX or len(frames) >= wire.BUNDLE_MAX):
+        if frames and (alone or size + cost > wire.BUNDLE_BYTES_MAX or len(frames) >= most):
             yield _bundled(frames), None, messages[first:index]
             frames, size = [], 0
         if alone:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import zmq
 
 from .. import errors, wire
-from ..core.bundles import packed
+from ..core.bundles import packed, portion
 from ..core.signals import (
     BROKER,
     LINK,
@@ -62,6 +62,8 @@ WAIT_MAX_MS = 60_000
 ALONE_MS = 5  # how long the control socket may be waited for alone: so late may all else be noticed then; see io/broker
 SOCKETS_MAX = 16_384  # of one process; a worker takes six
 
+# Then mostly the others are on it as well, and a bundle that is sent early is not worked on early.
+_IS_ON_ONE_CPU = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
@@ -385,7 +387,8 @@ class Link:
         if len(messages) == 1:
             self._send_frame(*wire.encode(messages[0]), messages)
         else:
-            for frame, payload, carried in packed(messages):
+            most = wire.BUNDLE_MAX if _IS_ON_ONE_CPU else portion(len(self.core.outgoing))
+            for frame, payload, carried in packed(messages, most):
                 self._send_frame(frame, payload, carried)
 
     def _send_frame(self, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iii_zmq import wire
-from iii_zmq.core.bundles import by_peer, packed
+from iii_zmq.core.bundles import PORTION_MIN, PORTIONS, by_peer, packed, portion
 from iii_zmq.core.membership import Profile
 from iii_zmq.core.shared import SHARED_BYTES_MAX, Shared
 from iii_zmq.core.signals import BROKER
@@ -41,6 +41,16 @@ def test_everything_arrives_once_and_in_its_order(messages: list[wire.Message]) 
 def test_small_ones_leave_in_as_few_bundles_as_may_be(count: int) -> None:
     packets = list(packed([wire.Cancel(number) for number in range(1, count + 1)]))
     assert len(packets) == -(-count // wire.BUNDLE_MAX)
+
+
+@given(st.integers(0, 5000))
+def test_a_callers_bundle_leaves_some_of_its_calls_to_others(open_calls: int) -> None:
+    """A hundred calls went round as 64 and 36, and no processor but one was at work at any moment."""
+    most = portion(open_calls)
+    assert PORTION_MIN <= most <= wire.BUNDLE_MAX
+    assert open_calls <= PORTION_MIN or most == PORTION_MIN or most <= open_calls // PORTIONS
+    packets = list(packed([wire.Cancel(1)] * open_calls, most))
+    assert len(packets) == -(-open_calls // most)
 
 
 def test_one_message_leaves_as_it_is() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from iii_zmq import AsyncWorker, Worker, wire
+from iii_zmq.core.bundles import Packed, packed
+from iii_zmq.io import link
 from iii_zmq.io.handlers import QUICK_S, Handlers
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import NIL, RawPeer
@@ -162,3 +164,25 @@ def test_many_calls_at_once_all_come_back_to_their_callers(broker: RunningBroker
             return await asyncio.gather(*[worker.call("bundles::echo", n) for n in range(1_000)])
 
     assert asyncio.run(ask()) == list(range(1_000))
+
+
+@pytest.mark.parametrize(("one_cpu", "largest"), [(True, wire.BUNDLE_MAX), (False, 30)])
+def test_a_caller_with_many_open_calls_sends_them_in_parts(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch, one_cpu: bool, largest: int
+) -> None:
+    """So that broker and provider work while it goes on, unless all of them have one processor."""
+    sizes: list[int] = []
+
+    def noted(messages: list[wire.Message], most: int) -> Iterator[Packed]:
+        for packet in packed(messages, most):
+            sizes.append(sum(isinstance(one, wire.Call) for one in packet[2]))
+            yield packet
+
+    async def ask() -> None:
+        async with AsyncWorker("caller", broker.url) as worker:
+            await asyncio.gather(*[worker.call("engine::ping", n) for n in range(120)])
+
+    monkeypatch.setattr(link, "_IS_ON_ONE_CPU", one_cpu)
+    monkeypatch.setattr(link, "packed", noted)
+    asyncio.run(ask())
+    assert (sum(sizes), max(sizes)) == (120, largest)
