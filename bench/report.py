@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure import Spread
+from iii_zmq import __version__
+from iii_zmq.wire import COMPILED
 
 WIDTH_MIN = 200  # columns: figures are never cut short; tables take what they need
 
@@ -99,6 +101,7 @@ class Section:
 def machine() -> dict[str, str]:
     """The facts without which no figure means anything."""
     return {
+        "iii_zmq": f"{__version__}, {'compiled (bin/compile)' if COMPILED else 'plain Python'}",
         "cpu": _cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
         "kernel": platform.release(),
