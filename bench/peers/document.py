@@ -115,6 +115,8 @@ def _head(results: Results) -> Iterator[str]:
     yield ""
     yield "Repeat it with"
     yield ""
+    if "compiled" in results.machine.get("iii_zmq", ""):
+        yield "    bin/compile"
     yield f"    {results.command}"
     yield ""
     yield (
