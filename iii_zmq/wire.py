@@ -703,9 +703,7 @@ FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message
 _NO_FIELDS: Final = b"\x90"
 _SIX: Final = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
 RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
-SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[
-    :8
-]  # its prefix, but for the number
+SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
 
 
