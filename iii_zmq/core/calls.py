@@ -19,7 +19,7 @@ from dataclasses import replace
 from .. import errors, wire
 from . import routes
 from .choice import Choice
-from .deadlines import Alarm, Deadlines
+from .deadlines import Alarm, Deadlines, whole_ms
 from .outcomes import Outcomes
 from .queues import Queues
 from .registry import Provider, Registry
@@ -219,7 +219,7 @@ class Calls:
         if offer.fence != call.fence:
             call.fence, call.header = offer.fence, None
         if now > route.arrived_at:  # it waited: tell what is left of its time
-            call.remaining_ms, call.header = max(0, int((route.deadline - now) * 1000)), None
+            call.remaining_ms, call.header = whole_ms(route.deadline - now), None
         route.provider = provider
         route.hand_overs += 1
         route.idempotent = bool(offer.flags & wire.IDEMPOTENT)

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 STALE_MAX = 1024  # stale pairs beyond twice the living ones: then the heap is built anew
+
+
+def whole_ms(left_s: float) -> int:
+    """What is left, as it is told to others: rounded up, lest a nested call's deadline comes before its caller's."""
+    return max(0, ceil(left_s * 1000))
 
 
 class Alarm:

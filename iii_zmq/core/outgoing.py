@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .. import errors, wire
+from .deadlines import whole_ms
 from .sends import Sends
 from .signals import BROKER, CallEnded, Events, Outbox
 
@@ -83,7 +84,7 @@ class Outgoing:
             text = f"{function_id}: more is on its way already than the broker has read"
             raise errors.Busy(text, "not_handed_over", errors.BUSY)
         deadline = now + timeout_s
-        call = wire.Call(number, function_id, self.caller or "", int(timeout_s * 1000), target, flags, 0, payload)
+        call = wire.Call(number, function_id, self.caller or "", whole_ms(timeout_s), target, flags, 0, payload)
         if self.caller is None:
             self._wait(call, deadline, now)
         else:
@@ -142,7 +143,7 @@ class Outgoing:
         waiting, self._waiting = list(self._waiting.values()), {}
         for one in waiting:
             one.call.caller = caller
-            one.call.remaining_ms = max(0, int((one.deadline - now) * 1000))
+            one.call.remaining_ms = whole_ms(one.deadline - now)
             self._send(one.call, one.deadline)
 
     def paused(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from iii_zmq.core.deadlines import STALE_MAX, Deadlines
+import pytest
+
+from iii_zmq.core.deadlines import STALE_MAX, Deadlines, whole_ms
 
 
 def all_due(deadlines: Deadlines[str], now: float) -> list[str]:
@@ -61,3 +63,9 @@ def test_a_key_set_many_times_to_one_moment_leaves_one_living_pair() -> None:
         deadlines.set("a", 1.0)
     assert len(deadlines._heap) <= STALE_MAX + 3
     assert all_due(deadlines, 1.0) == ["a"]
+
+
+@pytest.mark.parametrize(("left_s", "told"), [(-1.0, 0), (0.0, 0), (0.0004, 1), (0.2991, 300), (0.3, 300), (2.3, 2300)])
+def test_what_is_left_is_told_in_whole_milliseconds_rounded_up(left_s: float, told: int) -> None:
+    """Rounded down, a nested call's time was over before its caller's, who was told that the handler had failed."""
+    assert whole_ms(left_s) == told
