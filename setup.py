@@ -1,4 +1,4 @@
-"""The part of the build that setup.cfg can't say: with III_ZMQ_COMPILE=1, the core and the codec become C.
+"""The part of the build that setup.cfg can't say: with III_ZMQ_COMPILE=1, what each call passes through becomes C.
 
 mypyc makes it of these modules as they stand, and needs a C compiler and Python's headers. Without the variable all is
 installed as plain Python, and does the same.
@@ -14,7 +14,13 @@ from setuptools import setup
 
 # Classes that users meet stay Python: they may be subclassed, pickled and looked into.
 PLAIN = {"iii_zmq/core/__init__.py", "iii_zmq/core/views.py"}
-COMPILED = ["iii_zmq/wire.py", *sorted(set(glob("iii_zmq/core/*.py")) - PLAIN)]
+# Of the shells, what a call passes through, but not what users meet, or what inherits from classes of Python's own.
+SHELLS = ("broker", "desk", "driving", "handlers", "link", "looping", "notes", "running", "waiting")
+COMPILED = [
+    "iii_zmq/wire.py",
+    *sorted(set(glob("iii_zmq/core/*.py")) - PLAIN),
+    *(f"iii_zmq/io/{name}.py" for name in SHELLS),
+]
 
 
 def compiled() -> dict[str, Any]:

@@ -12,7 +12,8 @@ import signal
 import sys
 
 from .. import wire
-from ..io.broker import AddressInUse, Broker
+from ..io.addresses import AddressInUse
+from ..io.broker import Broker
 from .exits import CommandError, Exit, usage
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -298,7 +298,7 @@ class AsyncWorker:
             finally:
                 self._joining = None
             self._loop = loop
-            keeper.keep(loop)
+            loop.watch = keeper.keep(loop)
 
     async def run(self) -> None:
         """Joins and serves until Ctrl-C, SIGTERM or `close()`; then drains. Raises: as `start`.
@@ -344,7 +344,7 @@ class AsyncWorker:
                 self._loop.check()
             except errors.Closed:
                 return
-            keeper.drop(self._loop)
+            keeper.drop(self._loop.watch)
             await self._loop.leave_broker(CLOSE_S)
 
     async def __aenter__(self) -> AsyncWorker:

@@ -11,18 +11,16 @@ order.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
-import resource
 import secrets
 import select
 import socket as stdlib_socket
 import struct
-import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import zmq
 
@@ -32,15 +30,15 @@ from ..core.broker import BrokerCore
 from ..core.bundles import by_peer, packed
 from ..core.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from ..errors import ProtocolError
-from . import sockets
+from . import addresses, sockets
 
 log = logging.getLogger("iii_zmq.broker")
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
-BURST_MAX = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
-BURST_S = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
+BURST_MAX: Final = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
+BURST_S: Final = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
 CLOSING_S = 0.1  # for peers to read the last words: a DEALER with IMMEDIATE drops what is unread with its connection
-COMPLAIN_S = 1.0  # between two lines about dropped messages
+COMPLAIN_S: Final = 1.0  # between two lines about dropped messages
 # The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
 # longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -48,30 +46,26 @@ GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: a
 # For one worker to be woken and to read a message, where all share two CPUs: a flood that reaches 1,000 of them every
 # 0.2 s takes half of that. A publication after a pause, and a few in a row, never wait for it.
 WAKE_S = 0.0002
-TURN_WINDOW_S = 5.0  # the recent longest turn is of the last 5 to 10 s
+TURN_WINDOW_S: Final = 5.0  # the recent longest turn is of the last 5 to 10 s
 SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
-LOOK_S = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
+LOOK_S: Final = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
 DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
-ALONE_S = 0.002  # after a message the ROUTER alone may be waited for so long: so late may all else be noticed then
-TALK_S = 0.001  # messages that follow each other so soon, one at a time, are a conversation,
-TALKS_MIN = 4  # if there are so many: who dies after a single call is not to be noticed later for it
+ALONE_S: Final = 0.002  # after a message the ROUTER alone may be waited for so long: so late may all else be noticed
+TALK_S: Final = 0.001  # messages that follow each other so soon, one at a time, are a conversation,
+TALKS_MIN: Final = 4  # if there are so many: who dies after a single call is not to be noticed later for it
 # Of one wait in it. Longer than a tick of the kernel's clock (4 ms): a timer that is due before the next tick is set in
 # hardware, which on a virtual machine costs 5 us a wait.
-ALONE_MS = 5
-AT_ONCE_S = 0.000_01  # a receive that took less did not wait: more may have come with its message
-UNDRAINED_TURNS_MAX = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
+ALONE_MS: Final = 5
+AT_ONCE_S: Final = 0.000_01  # a receive that took less did not wait: more may have come with its message
+UNDRAINED_TURNS_MAX: Final = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
-_NOBLOCK = int(zmq.NOBLOCK)
-_SNDMORE_NOBLOCK = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
-_RCVMORE = int(zmq.RCVMORE)
-_EVENTS = int(zmq.EVENTS)
-_POLLIN = int(zmq.POLLIN)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_SNDMORE_NOBLOCK: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 _MONITOR_EVENT = struct.Struct("=HI")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
-
-
-class AddressInUse(OSError):
-    """Another broker serves this address already."""
 
 
 class Broker:
@@ -81,7 +75,7 @@ class Broker:
         self, url: str = DEFAULT_URL, stream_url: str | None = None, *, heartbeat_s: float = 0.5, ttl_s: float = 2.0
     ) -> None:
         self.url = url
-        self.stream_url = stream_url or default_stream_url(url)
+        self.stream_url = stream_url or addresses.default_stream_url(url)
         self._advertised = stream_url
         self.epoch = secrets.token_hex(8)
         self._settings = Settings(
@@ -126,11 +120,11 @@ class Broker:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Takes both addresses. Raises: AddressInUse, ValueError for what is no address, OSError."""
-        self._settings.sessions_max = max(1, (raise_descriptor_limit() - DESCRIPTORS_SPARE) // 2)
-        self.url = self._bind(self._router, self.url)
-        self.stream_url = self._bind(self._xpub, self.stream_url)
-        self._settings.stream_url = self._advertised_url()
+        """Takes both addresses. Raises: addresses.AddressInUse, ValueError for what is no address, OSError."""
+        self._settings.sessions_max = max(1, (sockets.raise_descriptor_limit() - DESCRIPTORS_SPARE) // 2)
+        self.url = addresses.bind(self._router, self.url, self._locks)
+        self.stream_url = addresses.bind(self._xpub, self.stream_url, self._locks)
+        self._settings.stream_url = addresses.advertised(self.stream_url, self._advertised)
 
     def run(self) -> None:
         """Serves until `stop()`; then everybody is told, and the sockets are closed."""
@@ -466,44 +460,6 @@ class Broker:
         self.core.gauges["turn_max_ms"] = round(self._turn_max_s * 1000, 3)
         self.core.gauges["turn_recent_max_ms"] = round(recent_s * 1000, 3)
 
-    # -- addresses -----------------------------------------------------------------------------------------------------
-
-    def _bind(self, socket: zmq.Socket[bytes], url: str) -> str:
-        """The address that was bound, with the port that was chosen for port 0."""
-        if url.startswith("ipc://"):
-            self._lock_path(url.removeprefix("ipc://"))
-        try:
-            socket.bind(url[:-1] + "*" if url.startswith("tcp://") and url.endswith(":0") else url)
-        except zmq.ZMQError as error:
-            if error.errno == zmq.EADDRINUSE:
-                raise AddressInUse(f"{url} is taken: another broker or program serves it") from error
-            raise ValueError(
-                f"can't serve {url!r}: {error.strerror}; expected tcp://HOST:PORT or ipc://PATH"
-            ) from error
-        bound = socket.getsockopt(zmq.LAST_ENDPOINT)
-        return bytes(bound).rstrip(b"\0").decode()
-
-    def _lock_path(self, path: str) -> None:
-        """Binding an ipc path that another process owns would succeed and steal it. Raises: AddressInUse."""
-        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise AddressInUse(f"ipc://{path} is taken: another broker serves it") from error
-        self._locks.append(lock)
-
-    def _advertised_url(self) -> str:
-        """What Welcome tells: the host `*` stands for whatever the worker used to reach the broker."""
-        if not self.stream_url.startswith("tcp://"):
-            return self.stream_url
-        port = self.stream_url.rsplit(":", 1)[1]
-        if self._advertised is not None:
-            host = self._advertised.removeprefix("tcp://").rsplit(":", 1)[0]
-            if host not in ("*", "0.0.0.0", "[::]", "::"):
-                return f"tcp://{host}:{port}"
-        return f"tcp://*:{port}"
-
 
 def _poll_of(*descriptors: int) -> Callable[[int], list[tuple[int, int]]]:
     """A function that waits for at most so many milliseconds and returns the readable descriptors with their events."""
@@ -511,23 +467,3 @@ def _poll_of(*descriptors: int) -> Callable[[int], list[tuple[int, int]]]:
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
     return poll.poll
-
-
-def default_stream_url(url: str) -> str:
-    """Port + 1; port 0 for port 0; for ipc the path with `.stream` behind it. Raises: ValueError."""
-    if url.startswith("ipc://") and len(url) > len("ipc://"):
-        return url + ".stream"
-    host, _, port = url.rpartition(":")
-    if not url.startswith("tcp://") or not port.isdigit() or not host.removeprefix("tcp://"):
-        raise ValueError(f"{url!r} is no address to serve; expected tcp://HOST:PORT or ipc://PATH")
-    if int(port) > 65534:
-        raise ValueError(f"{url!r}: the stream's default is the port after it; give --stream-url")
-    return f"{host}:{int(port) + 1 if int(port) else 0}"
-
-
-def raise_descriptor_limit() -> int:
-    """Two descriptors a worker: take as many as the system allows, and tell how many these are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return sys.maxsize if hard == resource.RLIM_INFINITY else hard

@@ -22,28 +22,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from .. import errors, wire
 from ..core.signals import CallEnded, Event, RunCall
 from ..core.worker import WorkerCore
 from .desk import Desk
+from .futures import CallFuture
 from .handlers import Handlers
 from .link import Link
 from .listeners import Listeners
 from .notes import Note, Notes
 from .running import Runner
-from .waiting import CallFuture, Condition, Conditions, Slot
+from .waiting import Condition, Conditions, Slot
 
 log = logging.getLogger("iii_zmq.worker")
 
 OVER_S = 0.2  # how often a thread that waits for another one's serving looks whether it was told to end
-ALONE_S = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
+ALONE_S: Final = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
 NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
-NOTES_S = 0.1  # after a note, everything is waited for so long: more notes may come
-PATIENCE_S = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
-IN_TURN_S = 0.1  # how long a thread waits for others of its process that are reading their sockets
-PUMP_S = 0.1  # between inline handlers the sockets are looked at this often
+NOTES_S: Final = 0.1  # after a note, everything is waited for so long: more notes may come
+PATIENCE_S: Final = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
+IN_TURN_S: Final = 0.1  # how long a thread waits for others of its process that are reading their sockets
+PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often
 
 _T = TypeVar("_T")
 _clock = time.monotonic
@@ -95,7 +96,7 @@ class Driver:
         # Under the gate.
         self._gate = threading.Lock()
         self._park = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
+        self._server: threading.Thread | None = None
         self._serve_ident = 0
         self._permanent = False
         self.serving = False  # the serve thread drives, or is about to
@@ -255,9 +256,9 @@ class Driver:
     def serve_here(self, is_over: Callable[[], bool]) -> None:
         """This thread is the serve thread until `is_over`, or the end."""
         with self._gate:
-            taken = self._thread is not None
+            taken = self._server is not None
             if not taken:
-                self._thread = threading.current_thread()
+                self._server = threading.current_thread()
                 self._serve_ident = threading.get_ident()
                 self.serving = self._permanent = True
         if taken:
@@ -267,7 +268,7 @@ class Driver:
         with self._lock:
             self._drive_until(lambda: is_over() or self.ended, None)
         with self._gate:
-            self._thread, self._serve_ident = None, 0
+            self._server, self._serve_ident = None, 0
             self.serving = self._permanent = False
 
     def _call_up(self) -> None:
@@ -275,12 +276,12 @@ class Driver:
             if self.serving or self.ended:
                 return
             self.serving = True
-            if self._thread is not None:
+            if self._server is not None:
                 self._park.release()
                 return
             name = f"iii-{self.core.profile.name}"
-            self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
+            self._server = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._server.start()
 
     def _serve(self) -> None:
         self._serve_ident = threading.get_ident()

@@ -6,6 +6,7 @@ raised. Nothing that a handler does, or returns, gets past `run_here` as an exce
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from .. import wire
 from ..core.incoming import Incoming
@@ -24,8 +25,8 @@ from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
-QUICK_S = 0.0002  # a handler that takes less is quick
-PACE_KEPT = 0.9  # of a slow run's time, at each run after it
+QUICK_S: Final = 0.0002  # a handler that takes less is quick
+PACE_KEPT: Final = 0.9  # of a slow run's time, at each run after it
 
 
 class Raised:
@@ -56,6 +57,7 @@ class Handlers:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self.entries: dict[str, bytes] = {}
+        self._coroutines: set[str] = set()  # of these, those whose handler is an `async def`
         self._paces: dict[str, float] = {}  # how long it took in seconds, at the worst of late; of those that ran here
 
     def __contains__(self, function_id: str) -> bool:
@@ -64,8 +66,9 @@ class Handlers:
     def __len__(self) -> int:
         return len(self._handlers)
 
-    def get(self, function_id: str) -> Handler | None:
-        return self._handlers.get(function_id)
+    def coroutine(self, function_id: str) -> Handler | None:
+        """The handler, if there is one that is an `async def`."""
+        return self._handlers.get(function_id) if function_id in self._coroutines else None
 
     def prepare(
         self, batch: list[tuple[str, Handler, dict[str, Any]]], common: Mapping[str, Any]
@@ -85,8 +88,7 @@ class Handlers:
         """Takes the batch over; returns what was there before, for `put_back`."""
         before = {name: self._pair(name) for name in prepared}
         for name, (handler, entry) in prepared.items():
-            self._handlers[name] = handler
-            self.entries[name] = entry
+            self._set(name, handler, entry)
             self._paces.pop(name, None)
         return before
 
@@ -97,13 +99,22 @@ class Handlers:
             if pair is None:
                 self.remove([name])
             else:
-                self._handlers[name], self.entries[name] = pair
+                self._set(name, *pair)
 
     def remove(self, names: list[str]) -> None:
         for name in names:
             self._handlers.pop(name, None)
             self.entries.pop(name, None)
+            self._coroutines.discard(name)
             self._paces.pop(name, None)
+
+    def _set(self, name: str, handler: Handler, entry: bytes) -> None:
+        self._handlers[name] = handler
+        self.entries[name] = entry
+        if inspect.iscoroutinefunction(handler):
+            self._coroutines.add(name)
+        else:
+            self._coroutines.discard(name)
 
     def _pair(self, name: str) -> tuple[Handler, bytes] | None:
         return (self._handlers[name], self.entries[name]) if name in self._handlers else None

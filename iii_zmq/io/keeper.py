@@ -34,30 +34,49 @@ class Kept(Protocol):
     def end_quickly(self, until: float) -> None: ...
 
 
-_workers: weakref.WeakSet[Kept] = weakref.WeakSet()
+class Watch:
+    """Says that one worker is looked in on, for as long as somebody holds this.
+
+    The worker itself is not referred to weakly, for its class may be compiled, and so be unfit for that.
+    """
+
+    __slots__ = ("__weakref__", "worker")
+
+    def __init__(self, worker: Kept) -> None:
+        self.worker = worker
+
+
+_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
 
 
-def keep(worker: Kept) -> None:
-    """From now on, until it is collected or `drop`ped."""
+def keep(worker: Kept) -> Watch:
+    """From now on, until the Watch is collected or `drop`ped."""
     global _thread
+    watch = Watch(worker)
     with _lock:
-        _workers.add(worker)
+        _watches.add(watch)
         if _thread is None:
             _thread = threading.Thread(target=_look_in_on_all, name="iii-keeper", daemon=True)
             _thread.start()
+    return watch
 
 
-def drop(worker: Kept) -> None:
-    """It is closed."""
-    _workers.discard(worker)
+def drop(watch: Watch | None) -> None:
+    """Its worker is closed."""
+    if watch is not None:
+        _watches.discard(watch)
+
+
+def _kept() -> list[Kept]:
+    return [watch.worker for watch in list(_watches)]
 
 
 def _look_in_on_all() -> None:
     while True:
-        time.sleep(max(LOOK_MIN_S, min([LOOK_S, *[worker.look_s() for worker in list(_workers)]])))
-        for worker in list(_workers):
+        time.sleep(max(LOOK_MIN_S, min([LOOK_S, *[worker.look_s() for worker in _kept()]])))
+        for worker in _kept():
             try:
                 worker.look_in()
             except Exception:
@@ -69,14 +88,14 @@ def _after_fork() -> None:
     forks += 1
     _lock = threading.Lock()
     _thread = None
-    for worker in list(_workers):
+    for worker in _kept():
         worker.forked()
-    _workers.clear()
+    _watches.clear()
 
 
 def _at_exit() -> None:
     until = time.monotonic() + EXIT_S
-    for worker in list(_workers):
+    for worker in _kept():
         worker.end_quickly(until)
 
 

@@ -24,6 +24,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import zmq
 
@@ -56,19 +57,19 @@ log = logging.getLogger("iii_zmq.worker")
 
 Socket = zmq.Socket[bytes]
 
-BURST_MAX = 128  # messages of one socket a turn, so that the other one and the timers get their time
+BURST_MAX: Final = 128  # messages of one socket a turn, so that the other one and the timers get their time
 STREAM_WAITING_MAX = 10_000  # stream messages unread: more are worth less than a snapshot
-WAIT_MAX_MS = 60_000
-ALONE_MS = 5  # how long the control socket may be waited for alone: so late may all else be noticed then; see io/broker
+WAIT_MAX_MS: Final = 60_000
+ALONE_MS: Final = 5  # how long the control socket may be waited for alone; see io/broker
 SOCKETS_MAX = 16_384  # of one process; a worker takes six
 
 # Then mostly the others are on it as well, and a bundle that is sent early is not worked on early.
 _IS_ON_ONE_CPU = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
-_NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
-_POLLIN = int(zmq.POLLIN)
-_RCVMORE = int(zmq.RCVMORE)
-_EVENTS = int(zmq.EVENTS)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
+_POLLIN: Final = int(zmq.POLLIN)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_EVENTS: Final = int(zmq.EVENTS)
 _MONITOR_EVENT = struct.Struct("=HI")
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 _SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)

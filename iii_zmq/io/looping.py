@@ -6,11 +6,10 @@ What driving.py is for threads; without a lock, because everything happens in th
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
 from .. import errors, wire
 from ..core.patience import Patience
@@ -19,6 +18,7 @@ from ..core.worker import WorkerCore
 from . import keeper
 from .desk import Desk
 from .face import Handler, running, unpack_result
+from .futures import AsyncCallFuture
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, end_child, hand_back, pack_outcome, raised, take_payload
 from .link import Link
 from .listeners import Listeners
@@ -26,22 +26,9 @@ from .pool import Pool
 from .raising import is_interrupt
 from .stay import LEFT_S, unreachable
 
-TURNS_MAX = 4  # bursts in a row before the loop's other tasks get a chance
+TURNS_MAX: Final = 4  # bursts in a row before the loop's other tasks get a chance
 
 _clock = time.monotonic
-
-
-class CallFuture(asyncio.Future[Any]):
-    """What `submit` returns. Cancelling it tells the broker that nobody waits any more."""
-
-    give_up: Callable[[], None] | None = None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        if not super().cancel(msg):
-            return False
-        if self.give_up is not None:
-            self.give_up()
-        return True
 
 
 class Loop:
@@ -53,9 +40,10 @@ class Loop:
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
-        self._waiters: dict[int, CallFuture] = {}
+        self._waiters: dict[int, AsyncCallFuture] = {}
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks: dict[RunCall, asyncio.Task[None]] = {}
+        self._unbegun: set[RunCall] = set()  # of these, whose first step has not come yet
         self._watched: list[int] = []
         self._generation = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -65,6 +53,7 @@ class Loop:
         self.desk = Desk(core.profile.name, listeners)
         self.unusable: str | None = None
         self._abandoning = threading.Lock()
+        self.watch: keeper.Watch | None = None  # the keeper's, for as long as this is there
 
     # -- what the face asks for ----------------------------------------------------------------------------------------
 
@@ -78,10 +67,10 @@ class Loop:
         if running is not self._loop and running is not None:
             raise RuntimeError("the worker belongs to another event loop: make one in this loop")
 
-    def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
+    def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> AsyncCallFuture:
         """Raises: Busy, Closed."""
         number = self.core.call(function_id, payload, timeout, _clock(), target)
-        future = CallFuture(loop=self._loop)
+        future = AsyncCallFuture(loop=self._loop)
         future.give_up = lambda: self._give_up(number)
         self._waiters[number] = future
         self.turn_soon()
@@ -291,8 +280,9 @@ class Loop:
     # -- handlers ------------------------------------------------------------------------------------------------------
 
     def _run(self, run: RunCall) -> None:
-        handler = self._handlers.get(run.function_id)
-        if handler is not None and inspect.iscoroutinefunction(handler):
+        handler = self._handlers.coroutine(run.function_id)
+        if handler is not None:
+            self._unbegun.add(run)
             self._tasks[run] = self._loop.create_task(self._run_task(run, handler))
         elif self._pool is not None:
             self._pool.submit(lambda: self._run_in_pool(run))
@@ -305,7 +295,8 @@ class Loop:
         if task is None:
             return
         task.cancel()
-        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]  # it is one
+        if run in self._unbegun:
+            self._unbegun.remove(run)
             del self._tasks[run]
             self._hand_back(run, NOT_STARTED)
 
@@ -321,6 +312,7 @@ class Loop:
 
     async def _run_task(self, run: RunCall, handler: Handler) -> None:
         """The task's context is its own, so that what it sets there need not be reset."""
+        self._unbegun.remove(run)
         running.set(run)
         outcome: Outcome = NOT_STARTED
         forks = keeper.forks
@@ -356,7 +348,7 @@ class Loop:
             self.turn_soon()
 
 
-def _end(waiter: CallFuture, outcome: wire.Payload | errors.CallFailed) -> None:
+def _end(waiter: AsyncCallFuture, outcome: wire.Payload | errors.CallFailed) -> None:
     if waiter.done():
         return
     if isinstance(outcome, errors.CallFailed):

@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
@@ -21,7 +22,7 @@ from .notes import Note
 from .pool import Pool
 
 NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
-HOLD_S = 0.0002  # how long an answer that is ready waits for those of quick handlers
+HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
 
 _clock = time.monotonic
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import secrets
+import sys
 
 import zmq
 
@@ -59,6 +61,14 @@ def _check_descriptors() -> None:
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def raise_descriptor_limit() -> int:
+    """Two descriptors a worker: take as many as the system allows, and tell how many these are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def seed_routing_ids() -> None:

@@ -28,6 +28,7 @@ class Stay:
         self._driver = driver
         self._core = driver.core
         self._handlers = handlers
+        self._watch: keeper.Watch | None = None
 
     def join(self, timeout: float | None, is_over: Callable[[], bool] | None) -> list[tuple[str, str, str]]:
         """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused.
@@ -50,7 +51,7 @@ class Stay:
             asked_at = now
         if desk.refused is not None:
             raise errors.Refused(f"the broker at {core.profile.url} refused: {desk.refused.text}", desk.refused.code)
-        keeper.keep(self)
+        self._watch = keeper.keep(self)
         return [] if ticket is None else desk.settled.pop(ticket, [])
 
     def drain(self, timeout: float) -> bool:
@@ -74,7 +75,7 @@ class Stay:
         if driver.unusable is not None:
             return
         driver.unusable = "the worker was closed"
-        keeper.drop(self)
+        keeper.drop(self._watch)
         try:
             driver.do(self._core.leave, STUCK_S)
             if results_s and not driver.runner.depth:

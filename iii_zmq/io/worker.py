@@ -28,10 +28,10 @@ from ..core.worker import WorkerCore
 from . import face, keeper
 from .driving import Driver
 from .face import Handler, HandlerOptions
+from .futures import CallFuture
 from .handlers import Handlers
 from .listeners import Buffer, Callback, Listeners, call_in_place, check_pattern
 from .stay import Stay, no_session
-from .waiting import CallFuture
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

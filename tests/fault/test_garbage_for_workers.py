@@ -15,11 +15,11 @@ import pytest
 import zmq
 
 from iii_zmq import Worker, errors, wire
-from iii_zmq.io.broker import Broker
 from tests.fault import strangers
 from tests.fault.programs import Program, descriptors, memory_kib, program, until
 from tests.fault.strangers import framed, say
 from tests.net.brokers import running_broker
+from tests.plain import plain
 
 pytestmark = [pytest.mark.net, pytest.mark.fault]
 
@@ -41,7 +41,7 @@ VICTIM = """
 # -- a broker gone mad -------------------------------------------------------------------------------------------------
 
 
-class MadBroker(Broker):
+class MadBroker(plain("io.broker").Broker):  # type: ignore[misc]  # mypy can't see what it is
     """A broker that serves, and besides sends all its peers what a test tells it to."""
 
     def __init__(self) -> None:

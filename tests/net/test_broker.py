@@ -17,9 +17,11 @@ import zmq.utils.garbage as zmq_garbage
 
 from iii_zmq import wire
 from iii_zmq.io import sockets
-from iii_zmq.io.broker import AddressInUse, Broker, default_stream_url
+from iii_zmq.io.addresses import AddressInUse, default_stream_url
+from iii_zmq.io.broker import Broker
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import NIL, RawPeer, raw_worker
+from tests.plain import plain
 
 pytestmark = pytest.mark.net
 
@@ -134,7 +136,7 @@ def test_a_payload_in_two_frames_comes_back_in_these_frames(broker: RunningBroke
 
 def test_a_large_message_is_passed_on_before_the_next_is_read() -> None:
     """Calls of 16 MB that waited for the broker were all read, into memory of their own, before one was sent on."""
-    broker, heard = Broker("tcp://127.0.0.1:0"), list[int]()
+    broker, heard = plain("io.broker").Broker("tcp://127.0.0.1:0"), list[int]()
     core, broker.core = broker.core, SimpleNamespace(receive=lambda _, message, now: heard.append(message.number))
     here, there = broker._context.socket(zmq.PAIR), broker._context.socket(zmq.PAIR)
     here.bind("inproc://burst")

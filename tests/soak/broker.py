@@ -1,7 +1,8 @@
 """A broker as `iii-broker serve` runs it, that writes down what its registry commits, before anybody hears of it.
 
 Only the core is listened to: after each step its history tells what was committed, and its outbox holds each call that
-is handed over. Nothing of the product is changed but how many deltas are held for those who resume.
+is handed over. Nothing of the product is changed but how many deltas are held for those who resume; where it is
+compiled, the broker's shell is plain Python here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from iii_zmq import wire
 from iii_zmq.core.broker import BrokerCore
 from iii_zmq.core.session import Event, Outbox, Peer
-from iii_zmq.io.broker import Broker
+from tests.plain import plain
 
 from .director import HISTORY
 from .processes import die_with_parent
@@ -28,10 +29,11 @@ def main() -> int:
     die_with_parent()
     options = _options()
     logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    broker = Broker(options.url, options.stream_url, heartbeat_s=options.heartbeat, ttl_s=options.ttl)
+    urls = options.url, options.stream_url
+    broker = plain("io.broker").Broker(*urls, heartbeat_s=options.heartbeat, ttl_s=options.ttl)
     recorder = Recorder(options.records)
     recorder.write("serving", epoch=broker.epoch)
-    setattr(broker, "core", Listening(broker.core, recorder))  # noqa: B010  (mypy: it is no BrokerCore)
+    broker.core = Listening(broker.core, recorder)
     if options.history:
         broker.core.registry.history._deltas_max = options.history
     signal.signal(signal.SIGTERM, lambda *_: broker.stop())

@@ -1,0 +1,67 @@
+"""Where a broker listens: taking an address, the stream's default one, and what of it workers are told."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import zmq
+
+
+class AddressInUse(OSError):
+    """Another broker serves this address already."""
+
+
+def bind(socket: zmq.Socket[bytes], url: str, locks: list[int]) -> str:
+    """The address that was bound, with the port that was chosen for port 0.
+
+    An ipc path is locked as long as the descriptor is open that is then put into `locks`: binding a path that another
+    process owns would succeed and steal it. Raises: AddressInUse, ValueError for what is no address.
+    """
+    if url.startswith("ipc://"):
+        locks.append(_lock(url.removeprefix("ipc://")))
+    try:
+        socket.bind(url[:-1] + "*" if url.startswith("tcp://") and url.endswith(":0") else url)
+    except zmq.ZMQError as error:
+        if error.errno == zmq.EADDRINUSE:
+            raise AddressInUse(f"{url} is taken: another broker or program serves it") from error
+        raise ValueError(f"can't serve {url!r}: {error.strerror}; expected tcp://HOST:PORT or ipc://PATH") from error
+    bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+    return bytes(bound).rstrip(b"\0").decode()
+
+
+def _lock(path: str) -> int:
+    lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise AddressInUse(f"ipc://{path} is taken: another broker serves it") from error
+    return lock
+
+
+def default_stream_url(url: str) -> str:
+    """Port + 1; port 0 for port 0; for ipc the path with `.stream` behind it. Raises: ValueError."""
+    if url.startswith("ipc://") and len(url) > len("ipc://"):
+        return url + ".stream"
+    host, _, port = url.rpartition(":")
+    if not url.startswith("tcp://") or not port.isdigit() or not host.removeprefix("tcp://"):
+        raise ValueError(f"{url!r} is no address to serve; expected tcp://HOST:PORT or ipc://PATH")
+    if int(port) > 65534:
+        raise ValueError(f"{url!r}: the stream's default is the port after it; give --stream-url")
+    return f"{host}:{int(port) + 1 if int(port) else 0}"
+
+
+def advertised(bound: str, asked_for: str | None) -> str:
+    """What Welcome tells of the stream's address: the host `*` stands for whatever the worker used to reach the broker.
+
+    `asked_for` is what was given for it, if anything: its host counts where it names one.
+    """
+    if not bound.startswith("tcp://"):
+        return bound
+    port = bound.rsplit(":", 1)[1]
+    if asked_for is not None:
+        host = asked_for.removeprefix("tcp://").rsplit(":", 1)[0]
+        if host not in ("*", "0.0.0.0", "[::]", "::"):
+            return f"tcp://{host}:{port}"
+    return f"tcp://*:{port}"
