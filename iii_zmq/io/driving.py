@@ -6,7 +6,9 @@
                                                               else the keeper looks in, so that heartbeats go on
 
 Reasons for a serve thread: `start()`, functions on offer, callbacks, or open futures. For the last it parks again when
-all are done, so that a script's later calls are direct again.
+all are done, so that a script's later calls are direct again. And it steps aside for a thread that asks one future
+after another for its result: that one drives by itself then, submits included, and the serve thread only watches, to
+take over when nobody has driven for WATCH_S.
 
 Invariant: `_lock` is held by whoever touches link, core, waiters or events; the serve thread holds it while it serves,
 handlers and callbacks included. So no heartbeat leaves while an inline handler runs: that worker shows as stalled, as
@@ -42,6 +44,8 @@ OVER_S = 0.2  # how often a thread that waits for another one's serving looks wh
 ALONE_S: Final = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
 NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
 NOTES_S: Final = 0.1  # after a note, everything is waited for so long: more notes may come
+HOLD_S: Final = 0.0005  # calls that follow each other so soon may leave together, after answers that came together
+WATCH_S: Final = 0.002  # while futures are open, and their own thread drives: for so long nobody else need
 PATIENCE_S: Final = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
 IN_TURN_S: Final = 0.1  # how long a thread waits for others of its process that are reading their sockets
 PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often
@@ -100,6 +104,15 @@ class Driver:
         self._serve_ident = 0
         self._permanent = False
         self.serving = False  # the serve thread drives, or is about to
+        self._watching = False  # it is about to look whether somebody drives
+        # Of a thread that asks futures for their results.
+        self._may_step_aside = True  # there is only one, and no future ever had a callback
+        self._stepped_aside = False  # for that thread, which drives by itself
+        self._asker = 0
+        self._asked_for: CallFuture | None = None
+        self._driven_at = 0.0  # when it last did
+        self._held = 0  # calls it made that were not sent yet: as many answers came at once as it may make calls,
+        self._hold_max = 1  # and those leave together if they follow
 
     # -- for the thread that wants something ---------------------------------------------------------------------------
 
@@ -139,7 +152,21 @@ class Driver:
 
     def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
         """From any thread."""
-        future = CallFuture(lambda given_up: self.post(lambda: self._forget_call(given_up)))
+        future = CallFuture(self)
+        if self._stepped_aside and self.enter():
+            try:
+                now = _clock()
+                self._begin(future, function_id, payload, timeout, target, now)
+                self._held += 1
+                if self._held >= self._hold_max or now - self._driven_at > HOLD_S:
+                    self.link.flush()
+                    self._held = 0
+                self._driven_at = now
+            finally:
+                self.leave()
+            if not self._watching:
+                self._watch()
+            return future
         if len(self._notes) >= NOTES_MAX:
             self.core.counters["calls_refused"] += 1
             text = f"{function_id}: {NOTES_MAX} notes wait already for the thread that serves this worker"
@@ -148,21 +175,65 @@ class Driver:
         asked_at = _clock()
 
         def begin() -> None:
-            if future.is_given_up:
-                return
-            now = _clock()
-            try:
-                number = self.core.call(function_id, payload, max(0.0, timeout - (now - asked_at)), now, target)
-            except errors.CallFailed as error:
-                future.end(error)
-            except errors.Closed as error:
-                future.set_exception(error)
-            else:
-                future.number = number
-                self._waiters[number] = future
+            if not future.is_given_up:
+                now = _clock()
+                self._begin(future, function_id, payload, max(0.0, timeout - (now - asked_at)), target, now)
 
         self.post(begin)
         return future
+
+    def _begin(
+        self, future: CallFuture, function_id: str, payload: wire.Payload, timeout: float, target: str, now: float
+    ) -> None:
+        """For the driver."""
+        try:
+            number = self.core.call(function_id, payload, timeout, now, target)
+        except errors.CallFailed as error:
+            future.end(error)
+        except errors.Closed as error:
+            future.set_exception(error)
+        else:
+            future.number = number
+            self._waiters[number] = future
+
+    def finish(self, future: CallFuture, timeout: float | None) -> None:
+        """Drives until it is done or the timeout, if this thread may."""
+        if not self._stepped_aside or not self.enter():
+            return
+        try:
+            self._send_held()
+            open_before = len(self._waiters)
+            self._drive_until(lambda: not future.is_open, None if timeout is None else _clock() + timeout)
+            self._hold_max = min(open_before - len(self._waiters), self.link.portion())
+        finally:
+            self._driven_at = _clock()
+            self.leave()
+
+    def _send_held(self) -> None:
+        """Sends the calls that were held."""
+        if self._held:
+            self._held = 0
+            self.link.flush()
+
+    def block(self, future: CallFuture) -> None:
+        """A thread is about to wait for this future without driving."""
+        ident = threading.get_ident()
+        if self._asker not in (0, ident):
+            self._may_step_aside = False
+        self._asker = ident
+        self._asked_for = future
+        if not self.serving:
+            self._call_up()
+
+    def forget(self, future: CallFuture) -> None:
+        """It was cancelled."""
+        self.post(lambda: self._forget_call(future))
+
+    def serve_callbacks(self) -> None:
+        """A future has a callback, which is not to run in whichever thread waits for another one."""
+        self._may_step_aside = False
+        if not self.serving:
+            self._call_up()
 
     def send(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> None:
         """From any thread; no answer comes back. Raises: Busy."""
@@ -276,6 +347,7 @@ class Driver:
             if self.serving or self.ended:
                 return
             self.serving = True
+            self._stepped_aside = False
             if self._server is not None:
                 self._park.release()
                 return
@@ -287,11 +359,14 @@ class Driver:
         self._serve_ident = threading.get_ident()
         try:
             while not self.ended:
-                with self._lock:
-                    while not self._may_park():
-                        self.turn()
+                if self.serving:
+                    with self._lock:
+                        while not self._may_park():
+                            self.turn()
                 if not self.ended:  # in the child of a callback that forked, nobody is there to call us up
                     self._park.acquire()
+                if self._watching:
+                    self._watch_over()
         except BaseException:
             log.critical(
                 "%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True
@@ -304,13 +379,47 @@ class Driver:
         """Parks if there is no reason to serve; the gate sees to it that no note is overlooked."""
         if self.ended:
             return True
-        if self._permanent or self._waiters or self._conditions or self._events:
+        if self._permanent or self._conditions or self._events:
+            return False
+        steps_aside = self._may_step_aside and self._asked_for is not None and not self._asked_for.is_open
+        if self._waiters and not steps_aside:
             return False
         with self._gate:
             if self._notes or self._permanent:
                 return False
             self.serving = False
+            self._asked_for = None
+            if steps_aside:
+                self._stepped_aside = self._watching = True
+                self._park.release()
             return True
+
+    def _watch(self) -> None:
+        """Somebody who drives by itself has open futures: the serve thread is to take over should it stop."""
+        with self._gate:
+            if not (self.serving or self.ended or self._watching):
+                self._watching = True
+                self._park.release()
+
+    def _watch_over(self) -> None:
+        """Until there are no open futures, or this thread is to drive."""
+        while not (self.serving or self.ended):
+            if self._park.acquire(timeout=WATCH_S):
+                continue
+            if self._held and self._lock.acquire(False):
+                self._send_held()
+                self._lock.release()
+            if not self._waiters:
+                self._watching = False
+                if not self._waiters:  # none came in between, which would have found us watching
+                    return
+                self._watching = True
+            with self._gate:
+                if _clock() - self._driven_at > WATCH_S and self._lock.acquire(False):
+                    self._lock.release()
+                    self.serving = True
+                    self._stepped_aside = False
+        self._watching = False
 
     # -- driving (under the lock) --------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, Protocol
 
 from .. import errors
 from . import keeper
@@ -17,12 +18,24 @@ from .waiting import CallOutcome
 log = logging.getLogger("iii_zmq.worker")
 
 
-class CallFuture(Future[Any]):
-    """What a Worker's `submit` returns. Cancelling it tells the broker, by `give_up`, that nobody waits any more."""
+class Driving(Protocol):
+    """What a future needs of the Driver that made its call."""
 
-    def __init__(self, give_up: Callable[[CallFuture], None]) -> None:
+    def finish(self, future: CallFuture, timeout: float | None) -> None: ...
+    def block(self, future: CallFuture) -> None: ...
+    def forget(self, future: CallFuture) -> None: ...
+    def serve_callbacks(self) -> None: ...
+
+
+class CallFuture(Future[Any]):
+    """What a Worker's `submit` returns. Cancelling it tells the broker that nobody waits any more.
+
+    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile.
+    """
+
+    def __init__(self, driver: Driving) -> None:
         super().__init__()
-        self._give_up = give_up
+        self._driver = driver
         self.number: int | None = None  # once the core knows the call
         self._forks = keeper.forks
         self.is_given_up = False
@@ -32,8 +45,14 @@ class CallFuture(Future[Any]):
             return False
         self.is_given_up = True
         self.set_running_or_notify_cancel()
-        self._give_up(self)
+        self._driver.forget(self)
         return True
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """As Future's. It runs in the thread that serves the worker, or here if this is done already."""
+        if self.is_open:
+            self._driver.serve_callbacks()
+        super().add_done_callback(fn)
 
     def end(self, outcome: CallOutcome) -> None:
         """Called by the driver."""
@@ -53,18 +72,26 @@ class CallFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """As Future's. Raises: Closed in a fork's child, where nobody will ever end it."""
-        self._check_process()
-        return super().result(timeout)
+        return super().result(self._wait(timeout) if self.is_open else None)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As Future's. Raises: Closed in a fork's child."""
-        self._check_process()
-        return super().exception(timeout)
+        return super().exception(self._wait(timeout) if self.is_open else None)
 
-    def _check_process(self) -> None:
-        """Without a lock: a thread of the parent's may have held it at the fork."""
-        if self._forks != keeper.forks and self._state in ("PENDING", "RUNNING"):
+    @property
+    def is_open(self) -> bool:
+        """It is not done. Without a lock: a thread of the parent's may have held it at a fork."""
+        return self._state in ("PENDING", "RUNNING")
+
+    def _wait(self, timeout: float | None) -> float | None:
+        """Waits as far as this thread may drive by itself; what is left of the timeout for somebody else to end it."""
+        if self._forks != keeper.forks:
             raise errors.Closed(keeper.FORKED)
+        until = None if timeout is None else time.monotonic() + timeout
+        self._driver.finish(self, timeout)
+        if self.is_open:
+            self._driver.block(self)
+        return None if until is None else max(0.0, until - time.monotonic())
 
     def wait(self) -> Any:
         """The result; whoever is interrupted while waiting for it gives the call up."""

@@ -388,9 +388,12 @@ class Link:
         if len(messages) == 1:
             self._send_frame(*wire.encode(messages[0]), messages)
         else:
-            most = wire.BUNDLE_MAX if _IS_ON_ONE_CPU else portion(len(self.core.outgoing))
-            for frame, payload, carried in packed(messages, most):
+            for frame, payload, carried in packed(messages, self.portion()):
                 self._send_frame(frame, payload, carried)
+
+    def portion(self) -> int:
+        """How many messages leave together at most."""
+        return wire.BUNDLE_MAX if _IS_ON_ONE_CPU else portion(len(self.core.outgoing))
 
     def _send_frame(self, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         dealer = self._dealer

@@ -885,6 +885,7 @@ INTERRUPTED = """
         waits = {
             "call": lambda: worker.call("signal::slow"), "future": lambda: worker.submit("signal::slow").result(),
             "wait_for": lambda: worker.wait_for("never::comes"), "changes": lambda: list(worker.changes("never::*")),
+            "futures": lambda: [worker.submit(one).result() for one in ["engine::ping"] * 5 + ["signal::slow"]],
         }
         threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
         try:
@@ -895,7 +896,7 @@ INTERRUPTED = """
 """
 
 
-@pytest.mark.parametrize("wait", ["call", "future", "wait_for", "changes"])
+@pytest.mark.parametrize("wait", ["call", "future", "futures", "wait_for", "changes"])
 @pytest.mark.parametrize("serving", ["nobody serves", "a thread serves"])
 def test_ctrl_c_ends_a_wait_at_once_and_the_worker_is_as_before(url: str, serving: str, wait: str) -> None:
     with Worker("provider", url) as provider:

@@ -1,0 +1,248 @@
+"""A thread that asks one future after another for its result drives the worker by itself, and nobody loses by that.
+
+Whoever uses futures in another way, by callbacks, `wait` and `as_completed`, from several threads or not at all, finds
+that the serve thread drives, at the latest when nobody has for a moment. The keeper, who would as well, is kept away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeout  # Python's own from 3.11 on
+from typing import Any
+
+import pytest
+
+from iii_zmq import BrokerLost, Closed, RemoteError, Worker
+from iii_zmq.io import futures
+from iii_zmq.io.stay import Stay
+from iii_zmq.io.waiting import CallOutcome
+from tests.net.brokers import RunningBroker, running_broker
+
+pytestmark = pytest.mark.net
+
+PATIENCE_S = 20.0  # for what takes milliseconds on an idle machine
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RunningBroker]:
+    with running_broker("--heartbeat", str(3 * PATIENCE_S), "--ttl", str(10 * PATIENCE_S)) as running:
+        yield running  # nothing that wakes a worker now and then hides that nobody does
+
+
+class Provider:
+    """`f::echo`, and `f::held`, which answers when it is told to."""
+
+    def __init__(self, url: str) -> None:
+        self.worker = Worker("provider", url, threads=1)
+        self.heard: deque[Any] = deque()
+        self.came = threading.Event()
+        self.go_on = threading.Event()
+        self.worker.register_many({"f::echo": self._echo, "f::held": self._held, "f::fail": self._fail})
+
+    def _echo(self, value: Any) -> Any:
+        self.heard.append(value)
+        self.came.set()
+        return value
+
+    def _held(self, value: Any) -> Any:
+        assert self.go_on.wait(PATIENCE_S)
+        return value
+
+    def _fail(self, value: Any) -> Any:
+        raise ValueError(value)
+
+
+@pytest.fixture
+def provider(broker: RunningBroker) -> Iterator[Provider]:
+    made = Provider(broker.url)
+    with made.worker:
+        yield made
+        made.go_on.set()
+
+
+@pytest.fixture
+def caller(broker: RunningBroker, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(Stay, "look_in", lambda self: None)
+    with Worker("caller", broker.url) as worker:
+        worker.wait_for("f::echo")
+        yield worker
+
+
+def ask(worker: Worker, count: int, window: int = 10) -> list[Any]:
+    """So many calls, `window` of them at a time: the oldest is asked first, as for futures in a queue."""
+    answers: list[Any] = []
+    opened: deque[Future[Any]] = deque()
+    for number in range(count):
+        opened.append(worker.submit("f::echo", number, timeout=PATIENCE_S))
+        if len(opened) == window:
+            answers.append(opened.popleft().result(PATIENCE_S))
+    return answers + [one.result(PATIENCE_S) for one in opened]
+
+
+def drives_itself(worker: Worker) -> bool:
+    driver = worker._driver
+    assert driver is not None
+    return driver._stepped_aside
+
+
+def until_it_drives(worker: Worker) -> None:
+    """The serve thread steps aside once it has ended a future that was asked, and takes over after a pause."""
+    end = time.monotonic() + PATIENCE_S
+    while not drives_itself(worker) and time.monotonic() < end:
+        ask(worker, 20)
+    assert drives_itself(worker)
+
+
+def until(is_true: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not is_true() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert is_true()
+
+
+def test_who_asks_one_future_after_another_ends_them_itself(caller: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch to the serve thread and back took twice as long as all else that a call takes in its caller."""
+    until_it_drives(caller)
+    by: deque[int] = deque()
+    end = futures.CallFuture.end
+
+    def noted(future: futures.CallFuture, outcome: CallOutcome) -> None:
+        by.append(threading.get_ident())
+        end(future, outcome)
+
+    monkeypatch.setattr(futures.CallFuture, "end", noted)
+    assert ask(caller, 2_000) == list(range(2_000))
+    assert len(by) == 2_000
+    assert by.count(threading.get_ident()) > 1_000  # all, on a machine that never pauses this thread for 2 ms
+
+
+def test_what_was_submitted_leaves_though_nobody_asks_for_it(caller: Worker, provider: Provider) -> None:
+    """After answers that came together calls are held for each other: not for ever."""
+    for number in range(20):
+        until_it_drives(caller)
+        asked = [caller.submit("f::echo", number) for number in range(30)]
+        asked[-1].result(PATIENCE_S)
+        provider.came.clear()
+        future = caller.submit("f::echo", f"alone {number}")
+        assert provider.came.wait(PATIENCE_S)  # it takes 2 to 4 ms
+        assert future.result(PATIENCE_S) == f"alone {number}"
+
+
+def test_calls_leave_in_the_order_they_were_made(caller: Worker, provider: Provider) -> None:
+    """Those that were held with them, too."""
+    until_it_drives(caller)
+    provider.heard.clear()
+    asked = [caller.submit("f::echo", number) for number in range(5)]
+    caller.send("f::echo", "sent")
+    assert caller.call("f::echo", "called") == "called"
+    assert [one.result(PATIENCE_S) for one in asked] == list(range(5))
+    assert list(provider.heard) == [*range(5), "sent", "called"]
+
+
+@pytest.mark.parametrize("how", ["done", "wait", "as_completed", "callback"])
+def test_futures_end_however_one_waits_for_them(caller: Worker, how: str) -> None:
+    for _ in range(20):
+        until_it_drives(caller)
+        asked = [caller.submit("f::echo", number) for number in range(30)]
+        if how == "done":
+            until(lambda asked=asked: all(one.done() for one in asked))  # type: ignore[misc]
+        elif how == "wait":
+            left = set(asked)
+            while left:
+                done, left = wait(left, PATIENCE_S, FIRST_COMPLETED)
+                assert done
+        elif how == "as_completed":
+            assert len(list(as_completed(asked, PATIENCE_S))) == 30
+        else:
+            told: deque[int] = deque()
+            for one in asked:
+                one.add_done_callback(lambda one, told=told: told.append(one.result()))  # type: ignore[misc]
+            until(lambda told=told: len(told) == 30)  # type: ignore[misc]
+        assert [one.result() for one in asked] == list(range(30))
+        if how == "callback":
+            break  # from then on the serve thread drives
+
+
+def test_a_callback_does_not_run_in_a_thread_that_waits_for_another_future(caller: Worker, provider: Provider) -> None:
+    """It may wait for what that thread is to do: both would wait for ever."""
+    until_it_drives(caller)
+    held, by = caller.submit("f::held", 1), deque[int]()
+    told = threading.Event()
+    held.add_done_callback(lambda _: (by.append(threading.get_ident()), told.set()))
+    provider.go_on.set()
+    ask(caller, 500)
+    assert held.result(PATIENCE_S) == 1
+    assert told.wait(PATIENCE_S)
+    assert by[0] != threading.get_ident()
+    assert not drives_itself(caller)
+
+
+def test_threads_that_ask_side_by_side(caller: Worker) -> None:
+    until_it_drives(caller)
+    answers: deque[list[int]] = deque()
+    threads = [threading.Thread(target=lambda: answers.append(ask(caller, 500))) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(PATIENCE_S)
+    assert list(answers) == [list(range(500))] * 4
+
+
+def test_two_threads_that_wait_at_once_leave_driving_to_the_serve_thread(caller: Worker, provider: Provider) -> None:
+    """Each would be in the other's way: one drives until its own future is done, and then nobody."""
+    until_it_drives(caller)
+    held = [caller.submit("f::held", number) for number in range(2)]
+    threads = [threading.Thread(target=one.result) for one in held]
+    for one in threads:
+        one.start()
+    until(lambda: not drives_itself(caller))
+    provider.go_on.set()
+    for one in threads:
+        one.join(PATIENCE_S)
+    assert [one.result(0) for one in held] == [0, 1]
+    ask(caller, 500)
+    assert not drives_itself(caller)
+
+
+def test_a_timeout_of_result_ends_only_that_wait(caller: Worker, provider: Provider) -> None:
+    until_it_drives(caller)
+    held = caller.submit("f::held", 2, timeout=PATIENCE_S)
+    for timeout in (0, 0.01, 0.05):
+        began = time.monotonic()
+        with pytest.raises(FutureTimeout):
+            held.result(timeout)
+        assert time.monotonic() - began >= timeout
+    with pytest.raises(FutureTimeout):
+        held.exception(0.01)
+    provider.go_on.set()
+    assert held.result(PATIENCE_S) == 2
+
+
+def test_what_a_handler_raised_is_raised_here(caller: Worker) -> None:
+    until_it_drives(caller)
+    failed = caller.submit("f::fail", "no")
+    assert isinstance(failed.exception(PATIENCE_S), RemoteError)
+    with pytest.raises(RemoteError, match="no"):
+        failed.result()
+
+
+def test_a_future_that_was_cancelled_ends_the_wait_for_it(caller: Worker, provider: Provider) -> None:
+    until_it_drives(caller)
+    held = caller.submit("f::held", 3)
+    threading.Timer(0.05, held.cancel).start()
+    assert wait([held], PATIENCE_S).done
+    assert held.cancelled()
+    provider.go_on.set()
+    assert ask(caller, 5) == list(range(5))
+
+
+def test_close_ends_who_drives_for_a_future(caller: Worker) -> None:
+    until_it_drives(caller)
+    held = caller.submit("f::held", 4)
+    threading.Timer(0.05, caller.close).start()
+    with pytest.raises((BrokerLost, Closed)):
+        held.result(PATIENCE_S)
