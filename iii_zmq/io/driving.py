@@ -407,8 +407,10 @@ class Driver:
             if self._park.acquire(timeout=WATCH_S):
                 continue
             if self._held and self._lock.acquire(False):
-                self._send_held()
-                self._lock.release()
+                try:
+                    self._send_held()
+                finally:
+                    self._lock.release()
             if not self._waiters:
                 self._watching = False
                 if not self._waiters:  # none came in between, which would have found us watching
