@@ -27,8 +27,8 @@ def compiled() -> dict[str, Any]:
     try:
         from mypyc.build import mypycify
     except ImportError:  # asked what the build needs, before that is there
-        return {"setup_requires": ["mypy[mypyc]~=2.4"]}
-    # The rest of the package is followed for its types only: what it needs, as pyzmq, is not there while this builds.
+        return {"setup_requires": ["mypy[mypyc]~=2.4", "pyzmq>=26.0", "msgpack>=1.0.8"]}  # the latter for their types
+    # The rest of the package is followed for its types only; what that needs besides is not there while this builds.
     flags = ["--follow-imports=silent", "--ignore-missing-imports"]
     return {"ext_modules": mypycify([*flags, *COMPILED], group_name="iii_zmq", debug_level="0")}
 
