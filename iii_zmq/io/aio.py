@@ -27,7 +27,7 @@ from ..core.replica import Replica
 from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
-from . import face, keeper
+from . import face, keeper, tasks
 from .callbacks import Callbacks
 from .face import Handler, HandlerOptions
 from .handlers import Handlers
@@ -214,7 +214,7 @@ class AsyncWorker:
             face.check_timeout(timeout)
         loop = self._check_started()
         has_provider = self._core.replica.has_provider
-        if not await loop.wait(lambda: all(map(has_provider, wanted)), timeout):
+        if not await tasks.wait(loop, lambda: all(map(has_provider, wanted)), timeout):
             self._check_started()
             raise errors.WaitTimeout([one for one in wanted if not has_provider(one)])
 
@@ -286,7 +286,7 @@ class AsyncWorker:
                 self._core = self._new_core()
             loop = self._joining = Loop(self._core, self._handlers, self._listeners, self._threads)
             try:
-                refusals = await loop.join(None if self._retry else self._connect_timeout)
+                refusals = await tasks.join(loop, None if self._retry else self._connect_timeout)
                 if refusals:
                     raise first_refusal(refusals, len(self._handlers))
                 self._check_not_closed()
@@ -328,7 +328,7 @@ class AsyncWorker:
         face.check_timeout(timeout)
         loop = self._check_started()
         try:
-            return await loop.drain(timeout)
+            return await tasks.drain(loop, timeout)
         finally:
             await self.close()
 
@@ -345,7 +345,7 @@ class AsyncWorker:
             except errors.Closed:
                 return
             keeper.drop(self._loop.watch)
-            await self._loop.leave_broker(CLOSE_S)
+            await tasks.leave(self._loop, CLOSE_S)
 
     async def __aenter__(self) -> AsyncWorker:
         await self.start()
@@ -407,7 +407,8 @@ class AsyncWorker:
     async def _settle(self, loop: Loop, ticket: int) -> list[tuple[str, str, str]]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
         loop.turn_soon()
-        while not await loop.wait(lambda: ticket in loop.desk.settled, None if self._retry else self._connect_timeout):
+        timeout = None if self._retry else self._connect_timeout
+        while not await tasks.wait(loop, lambda: ticket in loop.desk.settled, timeout):
             self._check_started()
             if self._core.membership.state != CONNECTED:
                 self._core.offers.abandon(ticket)
@@ -423,7 +424,7 @@ class AsyncWorker:
             left = None if until is None else until - time.monotonic()
             if loop.unusable is not None or (left is not None and left <= 0):
                 return
-            await loop.wait(lambda: bool(buffer.waiting), left)
+            await tasks.wait(loop, lambda: bool(buffer.waiting), left)
 
     def _check_not_closed(self) -> None:
         if self._closed:

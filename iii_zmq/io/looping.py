@@ -12,19 +12,17 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import errors, wire
-from ..core.patience import Patience
-from ..core.signals import CONNECTED, CallEnded, CancelCall, Event, RunCall
+from ..core.signals import CallEnded, CancelCall, Event, RunCall
 from ..core.worker import WorkerCore
 from . import keeper
 from .desk import Desk
-from .face import Handler, running, unpack_result
+from .face import unpack_result
 from .futures import AsyncCallFuture
-from .handlers import NOT_STARTED, Handlers, Outcome, Raised, end_child, hand_back, pack_outcome, raised, take_payload
+from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back
 from .link import Link
 from .listeners import Listeners
 from .pool import Pool
-from .raising import is_interrupt
-from .stay import LEFT_S, unreachable
+from .tasks import run_handler
 
 TURNS_MAX: Final = 4  # bursts in a row before the loop's other tasks get a chance
 
@@ -38,10 +36,10 @@ class Loop:
         self.core = core
         self.link = Link(core)
         self._loop = asyncio.get_running_loop()
-        self._handlers = handlers
+        self.handlers = handlers
         self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
         self._waiters: dict[int, AsyncCallFuture] = {}
-        self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self.conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks: dict[RunCall, asyncio.Task[None]] = {}
         self._unbegun: set[RunCall] = set()  # of these, whose first step has not come yet
         self._watched: list[int] = []
@@ -76,57 +74,10 @@ class Loop:
         self.turn_soon()
         return future
 
-    async def join(self, timeout: float | None) -> list[tuple[str, str, str]]:
-        """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused."""
-        core, desk = self.core, self.desk
-        began = _clock()
-        ticket = core.offers.register(self._handlers.entries) if self._handlers.entries else None
-        core.connect(began)
-        self.turn_soon()
-        patience = Patience(timeout, core.progress)
-        asked_at = began
-        while not await self.wait(lambda: core.membership.state == CONNECTED or bool(desk.refused), patience.slice_s):
-            now = _clock()
-            if patience.is_over(now - asked_at, core.progress) or self.unusable is not None:
-                raise unreachable(core.profile.url, now - began, core.membership.trouble)
-            asked_at = now
-        if self.desk.refused is not None:
-            raise errors.Refused(
-                f"the broker at {core.profile.url} refused: {self.desk.refused.text}", self.desk.refused.code
-            )
-        return [] if ticket is None else self.desk.settled.pop(ticket, [])
-
-    async def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Until `is_true`, the timeout or the end; the last word of `is_true`."""
-        if is_true() or self.unusable is not None:
-            return is_true()
-        came: asyncio.Future[None] = self._loop.create_future()
-        condition = (is_true, came)
-        self._conditions.append(condition)
-        try:
-            await asyncio.wait([came], timeout=timeout)
-        finally:
-            if condition in self._conditions:
-                self._conditions.remove(condition)
-        return is_true()
-
-    async def drain(self, timeout: float) -> bool:
-        """No new calls; whether those that run here, and our own, ended in time."""
-        self.desk.drained = not self._handlers.entries
-        if not self.desk.drained:
-            self.core.drain()
-            self.turn_soon()
-        return await self.wait(lambda: self.desk.drained and not len(self.core.incoming) and not self._waiters, timeout)
-
-    async def leave_broker(self, results_s: float) -> None:
-        """Bye, a moment for results that are about to be sent, and the end."""
-        self.core.leave()
-        self.turn_soon()
-        own = asyncio.current_task()
-        if own not in self._tasks.values():
-            await self.wait(lambda: not len(self.core.incoming), results_s)
-            await self.wait(lambda: self.core.has_left, LEFT_S)
-        self.end()
+    @property
+    def has_open_calls(self) -> bool:
+        """Somebody waits for the outcome of a call."""
+        return bool(self._waiters)
 
     def end(self) -> None:
         """The worker is over: everybody who waits is told."""
@@ -135,7 +86,7 @@ class Loop:
         self.link.flush()
         for event in self.core.take_events():
             self._on_event(event)
-        for _, came in self._conditions:
+        for _, came in self.conditions:
             if not came.done():
                 came.set_result(None)
         self._unwatch()
@@ -264,11 +215,11 @@ class Loop:
                 self._cancel(event.run)
             case _:
                 self.desk.take(event)
-        if self._conditions:
+        if self.conditions:
             self._look_at_conditions()
 
     def _look_at_conditions(self) -> None:
-        for is_true, came in self._conditions:
+        for is_true, came in self.conditions:
             if not came.done() and is_true():
                 came.set_result(None)
 
@@ -280,10 +231,10 @@ class Loop:
     # -- handlers ------------------------------------------------------------------------------------------------------
 
     def _run(self, run: RunCall) -> None:
-        handler = self._handlers.coroutine(run.function_id)
+        handler = self.handlers.coroutine(run.function_id)
         if handler is not None:
             self._unbegun.add(run)
-            self._tasks[run] = self._loop.create_task(self._run_task(run, handler))
+            self._tasks[run] = self._loop.create_task(run_handler(self, run, handler))
         elif self._pool is not None:
             self._pool.submit(lambda: self._run_in_pool(run))
         else:
@@ -303,39 +254,29 @@ class Loop:
     def _run_inline(self, run: RunCall) -> None:
         outcome: Outcome = NOT_STARTED
         try:
-            outcome = self._handlers.run_here(run)
+            outcome = self.handlers.run_here(run)
         except BaseException as error:  # Ctrl-C: the handler did run
             outcome = Raised(error)
             raise
         finally:
             hand_back(self.core.incoming, run, outcome)
 
-    async def _run_task(self, run: RunCall, handler: Handler) -> None:
-        """The task's context is its own, so that what it sets there need not be reset."""
+    def begun(self, run: RunCall) -> None:
+        """Its handler's task makes its first step."""
         self._unbegun.remove(run)
-        running.set(run)
-        outcome: Outcome = NOT_STARTED
-        forks = keeper.forks
-        try:
-            value = await handler(take_payload(run))
-            if keeper.forks != forks:
-                end_child(None)
-            outcome = pack_outcome(run, value)
-        except asyncio.CancelledError as error:
-            outcome = Raised(error)
-        except BaseException as error:
-            if keeper.forks != forks:
-                end_child(error)
-            outcome = raised(run, error)
-            if is_interrupt(error):
-                raise
-        finally:
-            self._tasks.pop(run, None)
-            if not self._loop.is_closed():  # this task is only collected then
-                self._hand_back(run, outcome)
+
+    def ran(self, run: RunCall, outcome: Outcome) -> None:
+        """Its handler's task has ended, or is only collected because the loop was closed."""
+        self._tasks.pop(run, None)
+        if not self._loop.is_closed():
+            self._hand_back(run, outcome)
+
+    def is_handlers_task(self, task: asyncio.Task[object] | None) -> bool:
+        """Whether this is the task of a handler."""
+        return task in self._tasks.values()
 
     def _run_in_pool(self, run: RunCall) -> None:
-        outcome = self._handlers.run_here(run)
+        outcome = self.handlers.run_here(run)
         try:
             self._loop.call_soon_threadsafe(self._hand_back, run, outcome)
         except RuntimeError:
@@ -343,7 +284,7 @@ class Loop:
 
     def _hand_back(self, run: RunCall, outcome: Outcome) -> None:
         hand_back(self.core.incoming, run, outcome)
-        if self.unusable is None or self._conditions:
+        if self.unusable is None or self.conditions:
             self._look_at_conditions()
             self.turn_soon()
 
