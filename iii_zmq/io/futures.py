@@ -49,7 +49,7 @@ class CallFuture(Future[Any]):
         return True
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """As Future's. It runs in the thread that serves the worker, or here if this is done already."""
+        """As Future's. It runs in the thread that serves the worker, or in one that drives it just then."""
         if self.is_open:
             self._driver.serve_callbacks()
         super().add_done_callback(fn)

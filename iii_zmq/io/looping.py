@@ -6,6 +6,7 @@ What driving.py is for threads; without a lock, because everything happens in th
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +42,6 @@ class Loop:
         self._waiters: dict[int, AsyncCallFuture] = {}
         self.conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks: dict[RunCall, asyncio.Task[None]] = {}
-        self._unbegun: set[RunCall] = set()  # of these, whose first step has not come yet
         self._watched: list[int] = []
         self._generation = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -233,7 +233,6 @@ class Loop:
     def _run(self, run: RunCall) -> None:
         handler = self.handlers.coroutine(run.function_id)
         if handler is not None:
-            self._unbegun.add(run)
             self._tasks[run] = self._loop.create_task(run_handler(self, run, handler))
         elif self._pool is not None:
             self._pool.submit(lambda: self._run_in_pool(run))
@@ -246,8 +245,7 @@ class Loop:
         if task is None:
             return
         task.cancel()
-        if run in self._unbegun:
-            self._unbegun.remove(run)
+        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]  # it is one
             del self._tasks[run]
             self._hand_back(run, NOT_STARTED)
 
@@ -260,10 +258,6 @@ class Loop:
             raise
         finally:
             hand_back(self.core.incoming, run, outcome)
-
-    def begun(self, run: RunCall) -> None:
-        """Its handler's task makes its first step."""
-        self._unbegun.remove(run)
 
     def ran(self, run: RunCall, outcome: Outcome) -> None:
         """Its handler's task has ended, or is only collected because the loop was closed."""

@@ -82,7 +82,6 @@ async def leave(loop: Loop, results_s: float) -> None:
 
 async def run_handler(loop: Loop, run: RunCall, handler: Handler) -> None:
     """The task's context is its own, so that what it sets there need not be reset."""
-    loop.begun(run)
     running.set(run)
     outcome: Outcome = NOT_STARTED
     forks = keeper.forks

@@ -115,9 +115,12 @@ def test_who_asks_one_future_after_another_ends_them_itself(caller: Worker, monk
         end(future, outcome)
 
     monkeypatch.setattr(futures.CallFuture, "end", noted)
-    assert ask(caller, 2_000) == list(range(2_000))
-    assert len(by) == 2_000
-    assert by.count(threading.get_ident()) > 1_000  # all, on a machine that never pauses this thread for 2 ms
+    until_s = time.monotonic() + PATIENCE_S
+    while by.count(threading.get_ident()) <= 1_000 and time.monotonic() < until_s:
+        by.clear()
+        assert ask(caller, 2_000) == list(range(2_000))
+        assert len(by) == 2_000
+    assert by.count(threading.get_ident()) > 1_000  # all, in a round in which nothing pauses this thread for 2 ms
 
 
 def test_what_was_submitted_leaves_though_nobody_asks_for_it(caller: Worker, provider: Provider) -> None:
