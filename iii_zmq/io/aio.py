@@ -156,7 +156,14 @@ class AsyncWorker:
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> Any:
         """The function's answer; `worker` (an id) asks for that provider. Raises: CallFailed, see errors.py."""
-        return await self.submit(function_id, payload, timeout=timeout, worker=worker)
+        loop = self._check_started()
+        data = face.check_call(function_id, payload, timeout, worker)
+        number, answer = loop.call(function_id, data, face.inherit_deadline(timeout), worker or "")
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            loop.give_up(number)
+            raise
 
     def submit(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
@@ -164,7 +171,7 @@ class AsyncWorker:
         """As `call`, but returns a future at once. Cancelling it gives the call up."""
         loop = self._check_started()
         data = face.check_call(function_id, payload, timeout, worker)
-        return loop.call(function_id, data, face.inherit_deadline(timeout), worker or "")
+        return loop.submit(function_id, data, face.inherit_deadline(timeout), worker or "")
 
     async def send(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -27,18 +29,49 @@ class Driving(Protocol):
     def serve_callbacks(self) -> None: ...
 
 
+_making = threading.Lock()  # of this process, for the moment in which a future ends or gets its Condition
+
+
+def _after_fork() -> None:
+    """In the child: a thread that is only in the parent may have held it."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class CallFuture(Future[Any]):
     """What a Worker's `submit` returns. Cancelling it tells the broker that nobody waits any more.
 
-    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile.
+    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile. So mostly a future is
+    done before anything has waited on it, and the Condition for that, which takes longer to make and to notify than all
+    the rest, is made when it is first asked for: by Future's own methods, which begin with it.
     """
 
+    # What Future's `__init__`, which is not called, would set.
+    _state = "PENDING"
+    _result: Any = None
+    _exception: BaseException | None = None
+
+    number: int | None = None  # once the core knows the call
+    is_given_up = False
+    _has_condition = False  # once anything may wait for it
+
     def __init__(self, driver: Driving) -> None:
-        super().__init__()
         self._driver = driver
-        self.number: int | None = None  # once the core knows the call
         self._forks = keeper.forks
-        self.is_given_up = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_condition":
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}")
+        with _making:
+            if not self._has_condition:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Callable[[Future[Any]], object]] = []
+                self._condition = threading.Condition()
+                self._has_condition = True
+        return self._condition
 
     def cancel(self) -> bool:
         if not super().cancel():
@@ -59,8 +92,13 @@ class CallFuture(Future[Any]):
         try:
             if isinstance(outcome, errors.CallFailed):
                 self.set_exception(outcome)
-            else:
-                self.set_result(unpack_result(outcome))
+                return
+            value = unpack_result(outcome)
+            with _making:
+                if not self._has_condition:
+                    self._result, self._state = value, "FINISHED"  # in this order: whoever reads does so without a lock
+                    return
+            self.set_result(value)
         except InvalidStateError:
             pass  # cancelled meanwhile
         except errors.RemoteError as error:
@@ -72,7 +110,11 @@ class CallFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """As Future's. Raises: Closed in a fork's child, where nobody will ever end it."""
-        return super().result(self._wait(timeout) if self.is_open else None)
+        if self.is_open:
+            timeout = self._wait(timeout)
+        if self._state == "FINISHED" and not self._has_condition:
+            return self._result
+        return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As Future's. Raises: Closed in a fork's child."""

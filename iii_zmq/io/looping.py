@@ -10,7 +10,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from .. import errors, wire
 from ..core.signals import CallEnded, CancelCall, Event, RunCall
@@ -39,7 +39,7 @@ class Loop:
         self._loop = asyncio.get_running_loop()
         self.handlers = handlers
         self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
-        self._waiters: dict[int, AsyncCallFuture] = {}
+        self._waiters: dict[int, asyncio.Future[Any]] = {}
         self.conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks: dict[RunCall, asyncio.Task[None]] = {}
         self._watched: list[int] = []
@@ -65,14 +65,37 @@ class Loop:
         if running is not self._loop and running is not None:
             raise RuntimeError("the worker belongs to another event loop: make one in this loop")
 
-    def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> AsyncCallFuture:
-        """Raises: Busy, Closed."""
-        number = self.core.call(function_id, payload, timeout, _clock(), target)
+    def call(
+        self, function_id: str, payload: wire.Payload, timeout: float, target: str
+    ) -> tuple[int, asyncio.Future[Any]]:
+        """The call's number, and what it ends; who does not wait for that any more is to `give_up`.
+
+        A future of asyncio's own: a task that waits for one of another class takes longer to wake.
+        Raises: Busy, Closed.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        return self._begin(function_id, payload, timeout, target, future), future
+
+    def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> AsyncCallFuture:
+        """A future that gives the call up by itself. Raises: Busy, Closed."""
         future = AsyncCallFuture(loop=self._loop)
-        future.give_up = lambda: self._give_up(number)
+        number = self._begin(function_id, payload, timeout, target, future)
+        future.give_up = lambda: self.give_up(number)
+        return future
+
+    def _begin(
+        self, function_id: str, payload: wire.Payload, timeout: float, target: str, future: asyncio.Future[Any]
+    ) -> int:
+        number = self.core.call(function_id, payload, timeout, _clock(), target)
         self._waiters[number] = future
         self.turn_soon()
-        return future
+        return number
+
+    def give_up(self, number: int) -> None:
+        """Nobody waits for this call any more."""
+        if self._waiters.pop(number, None) is not None:
+            self.core.outgoing.give_up(number)
+            self.turn_soon()
 
     @property
     def has_open_calls(self) -> bool:
@@ -223,11 +246,6 @@ class Loop:
             if not came.done() and is_true():
                 came.set_result(None)
 
-    def _give_up(self, number: int) -> None:
-        if self._waiters.pop(number, None) is not None:
-            self.core.outgoing.give_up(number)
-            self.turn_soon()
-
     # -- handlers ------------------------------------------------------------------------------------------------------
 
     def _run(self, run: RunCall) -> None:
@@ -283,7 +301,7 @@ class Loop:
             self.turn_soon()
 
 
-def _end(waiter: AsyncCallFuture, outcome: wire.Payload | errors.CallFailed) -> None:
+def _end(waiter: asyncio.Future[Any], outcome: wire.Payload | errors.CallFailed) -> None:
     if waiter.done():
         return
     if isinstance(outcome, errors.CallFailed):
