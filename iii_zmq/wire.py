@@ -710,9 +710,20 @@ PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not ackn
 # -- encode ------------------------------------------------------------------------------------------------------------
 
 
+# Packers that nobody uses just then: making one takes longer than packing with it. Taken out and put back, because what
+# a user's object does while it is packed may come to pack another one, or let another thread do so.
+_packers: list[msgpack.Packer] = []
+
+
 def pack(value: Any) -> bytes:
     """One msgpack value. Raises: TypeError, ValueError, OverflowError for what msgpack can't carry."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(use_bin_type=True, buf_size=2 * LARGE_BYTES)
+    packed: bytes = packer.pack(value)
+    if len(packed) <= LARGE_BYTES:  # its buffer never shrinks
+        _packers.append(packer)
     return packed
 
 
@@ -725,10 +736,6 @@ def pack_payload(value: Any) -> bytes | Split:
             return Split(_LONG.pack(_STR32 if kind is str else _BIN32, len(rest)), rest)
     return pack(value)
 
-
-# A Packer for many values, three times as fast as one for each. Only for plain values of our own and of a small size:
-# what a user's object does while it is packed may come to pack another one, and the buffer never shrinks.
-_pack_small = msgpack.Packer(use_bin_type=True, buf_size=2 * LARGE_BYTES).pack
 
 
 def encode(message: Message) -> tuple[bytes, Payload | None]:
@@ -743,7 +750,7 @@ def encode(message: Message) -> tuple[bytes, Payload | None]:
                 return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
             return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
         case Bundle():
-            header = _pack_small(message.frames)
+            header = pack(message.frames)
             return PREFIX.pack(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
         case _:
             header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
@@ -766,8 +773,7 @@ def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tu
 
 
 def _call_header(call: Call) -> bytes:
-    header: bytes = _pack_small((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
-    return header
+    return pack((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {

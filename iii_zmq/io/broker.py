@@ -346,12 +346,11 @@ class Broker:
         if type(message) is not wire.Bundle:
             self.core.receive(peer, message, now)
             return 1
-        receive, decoded, debug = self.core.receive, self._decoded, self._debug
         for frame in message.frames:
-            one = decoded(frame, None)
-            if debug:
+            one = self._decoded(frame, None)
+            if self._debug:
                 self._tell_message("from", peer, one)
-            receive(peer, one, now)
+            self.core.receive(peer, one, now)
         return len(message.frames)
 
     def _decoded(self, frame: bytes, payload: wire.Payload | None) -> wire.Message | Malformed:

@@ -271,20 +271,19 @@ class Link:
         if dealer is None:
             return True
         self._news.discard(self._dealer_fd)
-        recv, hand_over, decode = dealer.recv, self._hand_over, wire.decode
         for _ in range(burst):
             try:
-                frame = recv(_NOBLOCK)
+                frame = dealer.recv(_NOBLOCK)
             except zmq.Again:
                 return True
             try:
-                message = decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
+                message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
             except errors.ProtocolError as error:
                 self._read_odd(dealer, frame, error, now)
                 if self.is_heavy:
                     break
             else:
-                hand_over(message, now)
+                self._hand_over(message, now)
         self._is_touched = True
         return False
 
