@@ -737,7 +737,6 @@ def pack_payload(value: Any) -> bytes | Split:
     return pack(value)
 
 
-
 def encode(message: Message) -> tuple[bytes, Payload | None]:
     """The first frame, and the payload where it travels in frames of its own."""
     match message:

@@ -27,7 +27,7 @@ from ..core.replica import Replica
 from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
-from . import face, keeper, tasks
+from . import asking, face, keeper, tasks
 from .callbacks import Callbacks
 from .face import Handler, HandlerOptions
 from .handlers import Handlers
@@ -67,7 +67,7 @@ class AsyncWorker:
     ) -> None:
         self._profile = face.make_profile(name, url, stream_url, metadata, credit, observer)
         self._threads = face.check_threads(threads)
-        self._connect_timeout = face.check_timeout(connect_timeout)
+        self._connect_timeout = asking.check_timeout(connect_timeout)
         self._retry = retry
         self._handlers = Handlers()
         self._callbacks = Callbacks()
@@ -157,8 +157,8 @@ class AsyncWorker:
     ) -> Any:
         """The function's answer; `worker` (an id) asks for that provider. Raises: CallFailed, see errors.py."""
         loop = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        number, answer = loop.call(function_id, data, face.inherit_deadline(timeout), worker or "")
+        data = asking.check_call(function_id, payload, timeout, worker)
+        number, answer = loop.call(function_id, data, asking.inherit_deadline(timeout), worker or "")
         try:
             return await answer
         except asyncio.CancelledError:
@@ -170,16 +170,16 @@ class AsyncWorker:
     ) -> asyncio.Future[Any]:
         """As `call`, but returns a future at once. Cancelling it gives the call up."""
         loop = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        return loop.submit(function_id, data, face.inherit_deadline(timeout), worker or "")
+        data = asking.check_call(function_id, payload, timeout, worker)
+        return loop.submit(function_id, data, asking.inherit_deadline(timeout), worker or "")
 
     async def send(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> None:
         """As `call`, but wants no answer. What fails later is only counted. Raises: Busy, see `Worker.send`."""
         loop = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        timeout = face.inherit_deadline(timeout)
+        data = asking.check_call(function_id, payload, timeout, worker)
+        timeout = asking.inherit_deadline(timeout)
         self._core.call(function_id, data, timeout, time.monotonic(), worker or "", wire.NO_ANSWER)
         loop.turn_soon()
 
@@ -218,7 +218,7 @@ class AsyncWorker:
         """Returns once each function has a provider. Raises: WaitTimeout, which names what is missing."""
         wanted = face.check_wanted(function_ids)
         if timeout is not None:
-            face.check_timeout(timeout)
+            asking.check_timeout(timeout)
         loop = self._check_started()
         has_provider = self._core.replica.has_provider
         if not await tasks.wait(loop, lambda: all(map(has_provider, wanted)), timeout):
@@ -230,7 +230,7 @@ class AsyncWorker:
         fresh = asyncio.Event()
         buffer = Buffer(pattern, fresh.set)
         self._listeners.add_buffer(buffer)
-        until = None if timeout is None else time.monotonic() + face.check_timeout(timeout)
+        until = None if timeout is None else time.monotonic() + asking.check_timeout(timeout)
         return self._iterate(buffer, fresh, until)
 
     def on_change(self, pattern: str | _C = "*") -> Any:
@@ -332,7 +332,7 @@ class AsyncWorker:
 
         Returns False when something was still open after `timeout` seconds; it is then left to itself.
         """
-        face.check_timeout(timeout)
+        asking.check_timeout(timeout)
         loop = self._check_started()
         try:
             return await tasks.drain(loop, timeout)

@@ -7,19 +7,18 @@ is expected.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from typing import Any, TypedDict
 
-from .. import errors, wire
+from .. import wire
 from ..core.membership import Profile
 from ..core.shared import Shared
 from ..core.signals import RunCall
+from .asking import pack_value, running, wrong
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
 DRAIN_S = 5.0  # what leaving `with`, and the end of `run()`, give to running calls
@@ -62,9 +61,9 @@ def make_profile(
     """Checked; III_URL and III_STREAM_URL stand in for what was not given. Raises: TypeError, ValueError."""
     _check_name(name)
     if type(credit) is not int:
-        raise _wrong(TypeError, "credit", credit, "an int of at least 1")
+        raise wrong(TypeError, "credit", credit, "an int of at least 1")
     if not 1 <= credit <= CREDIT_MAX:
-        raise _wrong(ValueError, "credit", credit, f"1 to {CREDIT_MAX}")
+        raise wrong(ValueError, "credit", credit, f"1 to {CREDIT_MAX}")
     chosen = check_url("url", url or os.environ.get("III_URL") or DEFAULT_URL)
     stream = stream_url or os.environ.get("III_STREAM_URL") or None
     if stream is not None:
@@ -77,20 +76,20 @@ def check_url(what: str, url: str) -> str:
     """Raises: TypeError, ValueError."""
     expected = "tcp://HOST:PORT or ipc://PATH"
     if not isinstance(url, str):
-        raise _wrong(TypeError, what, url, expected)
+        raise wrong(TypeError, what, url, expected)
     if url.startswith("ipc://") and len(url) > len("ipc://"):
         return url
     match = _TCP_URL.fullmatch(url)
     if match is None or not 1 <= int(match[2]) <= 65535 or match[1] == "*":
-        raise _wrong(ValueError, what, url, expected)
+        raise wrong(ValueError, what, url, expected)
     return url
 
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
-        raise _wrong(TypeError, "name", name, "a str")
+        raise wrong(TypeError, "name", name, "a str")
     if not 1 <= len(name) <= wire.NAME_CHARS_MAX or not name.isprintable():
-        raise _wrong(ValueError, "name", name, f"1 to {wire.NAME_CHARS_MAX} printable characters")
+        raise wrong(ValueError, "name", name, f"1 to {wire.NAME_CHARS_MAX} printable characters")
 
 
 def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
@@ -107,19 +106,10 @@ def pack_metadata(metadata: Mapping[str, Any] | None) -> bytes:
 def check_threads(threads: int) -> int:
     """Raises: TypeError, ValueError."""
     if type(threads) is not int:
-        raise _wrong(TypeError, "threads", threads, "an int of at least 0")
+        raise wrong(TypeError, "threads", threads, "an int of at least 0")
     if threads < 0:
-        raise _wrong(ValueError, "threads", threads, "an int of at least 0")
+        raise wrong(ValueError, "threads", threads, "an int of at least 0")
     return threads
-
-
-def check_timeout(timeout: float) -> float:
-    """Raises: TypeError, ValueError."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise _wrong(TypeError, "timeout", timeout, "seconds, a number of at least 0")
-    if not 0 <= timeout < math.inf:
-        raise _wrong(ValueError, "timeout", timeout, "seconds, a finite number of at least 0")
-    return timeout
 
 
 # -- what is registered ------------------------------------------------------------------------------------------------
@@ -140,9 +130,9 @@ def make_entry(
     """The packed entry of a function. Raises: TypeError, ValueError."""
     check_own_id(function_id)
     if not callable(handler):
-        raise _wrong(TypeError, f"{function_id}: handler", handler, "something callable with the payload")
+        raise wrong(TypeError, f"{function_id}: handler", handler, "something callable with the payload")
     if description is not None and not isinstance(description, str):
-        raise _wrong(TypeError, f"{function_id}: description", description, "a str")
+        raise wrong(TypeError, f"{function_id}: description", description, "a str")
     flags = wire.EXCLUSIVE * bool(exclusive) | wire.IDEMPOTENT * bool(idempotent) | wire.INTERNAL * bool(internal)
     objects = {"request_schema": request_schema, "response_schema": response_schema, "metadata": metadata}
     for what, value in objects.items():
@@ -167,7 +157,7 @@ def check_own_id(function_id: str) -> None:
 def check_json_object(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: TypeError, ValueError for what JSON can't say."""
     if not isinstance(value, Mapping):
-        raise _wrong(TypeError, what, value, "a JSON object (a dict)")
+        raise wrong(TypeError, what, value, "a JSON object (a dict)")
     plain = dict(value)
     if not all(isinstance(key, str) for key in plain):
         raise ValueError(f"{what} is no JSON object: its keys are to be str")
@@ -193,47 +183,6 @@ def read_batch(batch: Mapping[str, Handler] | Iterable[Any]) -> list[tuple[str, 
     return read
 
 
-# -- payloads ----------------------------------------------------------------------------------------------------------
-
-
-def pack_value(what: str, value: Any, limit: int = wire.PAYLOAD_BYTES_MAX) -> bytes | wire.Split:
-    """One msgpack value; a map or array is one of bytes. Raises: TypeError, ValueError for what can't be carried."""
-    try:
-        packed = wire.pack_payload(value)
-    except OverflowError as error:
-        raise ValueError(f"{what}: msgpack carries integers of at most 64 bits ({error})") from error
-    except TypeError as error:
-        raise TypeError(f"{what}: msgpack can't carry it: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: msgpack can't carry it: {error}") from error
-    if len(packed) > limit:
-        raise ValueError(f"{what} of {len(packed)} bytes; at most {limit} are allowed")
-    return packed
-
-
-_IDS_MAX = 10_000  # known to be well formed; a program calls a few dozen
-_good_ids: set[str] = set()
-
-
-def check_call(function_id: str, payload: Any, timeout: float, worker: str | None) -> bytes | wire.Split:
-    """The packed payload. Raises: TypeError, ValueError. Called for each call: what is usual passes quickly."""
-    if function_id not in _good_ids:
-        wire.check_function_id(function_id)
-        if len(_good_ids) < _IDS_MAX:
-            _good_ids.add(function_id)
-    if type(timeout) is not float or not 0.0 <= timeout < math.inf:
-        check_timeout(timeout)
-    if worker is not None and not isinstance(worker, str):
-        raise _wrong(TypeError, "worker", worker, "a worker id")
-    try:
-        packed = wire.pack_payload(payload)
-    except Exception:
-        packed = pack_value("payload", payload)  # says what is wrong
-    if len(packed) > wire.PAYLOAD_BYTES_MAX:
-        raise ValueError(f"payload of {len(packed)} bytes; at most {wire.PAYLOAD_BYTES_MAX} are allowed")
-    return packed
-
-
 def check_wanted(function_ids: tuple[str, ...]) -> list[str]:
     """What `wait_for` is to wait for: the broker itself answers reserved ids. Raises: TypeError, ValueError."""
     for function_id in function_ids:
@@ -241,21 +190,7 @@ def check_wanted(function_ids: tuple[str, ...]) -> list[str]:
     return [one for one in dict.fromkeys(function_ids) if not wire.is_reserved(one)]
 
 
-def unpack_result(data: wire.Payload) -> Any:
-    """Raises: RemoteError when the provider sent what is no value."""
-    try:
-        return wire.unpack(data)
-    except ValueError as error:
-        raise errors.RemoteError("ValueError", str(error)) from error
-
-
-def _wrong(kind: type[Exception], what: str, seen: Any, expected: str) -> Exception:
-    return kind(f"{what} is {seen!r:.100}; expected {expected}")
-
-
 # -- inside a handler --------------------------------------------------------------------------------------------------
-
-running: ContextVar[RunCall | None] = ContextVar("iii_zmq_running", default=None)
 
 
 class CurrentCall:
@@ -304,11 +239,3 @@ def current_call() -> CurrentCall:
     if run is None:
         raise RuntimeError("current_call() works only inside a handler, in the thread or task that runs it")
     return CurrentCall(run)
-
-
-def inherit_deadline(timeout: float) -> float:
-    """Inside a handler a call has at most what the handler itself has left."""
-    run = running.get()
-    if run is None:
-        return timeout
-    return min(timeout, max(0.0, run.deadline - time.monotonic()))

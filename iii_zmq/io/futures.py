@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .. import errors
 from . import keeper
-from .face import unpack_result
+from .asking import unpack_result
 from .raising import is_interrupt
 from .waiting import CallOutcome
 
@@ -44,8 +44,8 @@ os.register_at_fork(after_in_child=_after_fork)
 class CallFuture(Future[Any]):
     """What a Worker's `submit` returns. Cancelling it tells the broker that nobody waits any more.
 
-    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile. So mostly a future is
-    done before anything has waited on it, and the Condition for that, which takes longer to make and to notify than all
+    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile. So most are done
+    before anything has waited on them, and the Condition for that, which takes longer to make and to notify than all
     the rest, is made when it is first asked for: by Future's own methods, which begin with it.
     """
 
@@ -56,22 +56,20 @@ class CallFuture(Future[Any]):
 
     number: int | None = None  # once the core knows the call
     is_given_up = False
-    _has_condition = False  # once anything may wait for it
+    _waited_on: threading.Condition | None = None  # once anything may wait for it
 
     def __init__(self, driver: Driving) -> None:
         self._driver = driver
         self._forks = keeper.forks
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_condition":
-            raise AttributeError(f"a {type(self).__name__} has no {name!r}")
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # Future has it as an attribute
         with _making:
-            if not self._has_condition:
+            if self._waited_on is None:
                 self._waiters: list[Any] = []
                 self._done_callbacks: list[Callable[[Future[Any]], object]] = []
-                self._condition = threading.Condition()
-                self._has_condition = True
-        return self._condition
+                self._waited_on = threading.Condition()
+        return self._waited_on
 
     def cancel(self) -> bool:
         if not super().cancel():
@@ -95,7 +93,7 @@ class CallFuture(Future[Any]):
                 return
             value = unpack_result(outcome)
             with _making:
-                if not self._has_condition:
+                if self._waited_on is None:
                     self._result, self._state = value, "FINISHED"  # in this order: whoever reads does so without a lock
                     return
             self.set_result(value)
@@ -112,7 +110,7 @@ class CallFuture(Future[Any]):
         """As Future's. Raises: Closed in a fork's child, where nobody will ever end it."""
         if self.is_open:
             timeout = self._wait(timeout)
-        if self._state == "FINISHED" and not self._has_condition:
+        if self._state == "FINISHED" and self._waited_on is None:
             return self._result
         return super().result(timeout)
 

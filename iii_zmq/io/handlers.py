@@ -20,7 +20,8 @@ from .. import wire
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
 from . import keeper
-from .face import Handler, make_entry, pack_value, running
+from .asking import pack_value, running
+from .face import Handler, make_entry
 from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")

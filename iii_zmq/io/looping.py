@@ -16,8 +16,8 @@ from .. import errors, wire
 from ..core.signals import CallEnded, CancelCall, Event, RunCall
 from ..core.worker import WorkerCore
 from . import keeper
+from .asking import unpack_result
 from .desk import Desk
-from .face import unpack_result
 from .futures import AsyncCallFuture
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back
 from .link import Link

@@ -15,7 +15,8 @@ from .. import errors
 from ..core.patience import Patience
 from ..core.signals import CONNECTED, RunCall
 from . import keeper
-from .face import Handler, running
+from .asking import running
+from .face import Handler
 from .handlers import NOT_STARTED, Outcome, Raised, end_child, pack_outcome, raised, take_payload
 from .raising import is_interrupt
 from .stay import LEFT_S, unreachable

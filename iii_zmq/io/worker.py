@@ -25,7 +25,7 @@ from ..core.replica import Replica
 from ..core.signals import CLOSED, CONNECTED
 from ..core.views import Function, WorkerInfo
 from ..core.worker import WorkerCore
-from . import face, keeper
+from . import asking, face, keeper
 from .driving import Driver
 from .face import Handler, HandlerOptions
 from .futures import CallFuture
@@ -67,7 +67,7 @@ class Worker:
     ) -> None:
         self._profile = face.make_profile(name, url, stream_url, metadata, credit, observer)
         self._threads = face.check_threads(threads)
-        self._connect_timeout = face.check_timeout(connect_timeout)
+        self._connect_timeout = asking.check_timeout(connect_timeout)
         self._retry = retry
         self._handlers = Handlers()
         self._listeners = Listeners(call_in_place)
@@ -161,23 +161,23 @@ class Worker:
     def call(self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None) -> Any:
         """The function's answer; `worker` (an id) asks for that provider. Raises: CallFailed, see errors.py."""
         driver = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        timeout = face.inherit_deadline(timeout)
+        data = asking.check_call(function_id, payload, timeout, worker)
+        timeout = asking.inherit_deadline(timeout)
         if not driver.enter():
             return driver.submit(function_id, data, timeout, worker or "").wait()
         try:
             answer = driver.call_here(function_id, data, timeout, worker or "")
         finally:
             driver.leave()
-        return face.unpack_result(answer)
+        return asking.unpack_result(answer)
 
     def submit(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> CallFuture:
         """As `call`, but returns a `concurrent.futures.Future` at once. Cancelling it gives the call up."""
         driver = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        return driver.submit(function_id, data, face.inherit_deadline(timeout), worker or "")
+        data = asking.check_call(function_id, payload, timeout, worker)
+        return driver.submit(function_id, data, asking.inherit_deadline(timeout), worker or "")
 
     def send(self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None) -> None:
         """As `call`, but wants no answer: returns when it is on its way. What fails later is only counted.
@@ -185,8 +185,8 @@ class Worker:
         Raises: Busy when more is on its way already than the broker has read.
         """
         driver = self._check_started()
-        data = face.check_call(function_id, payload, timeout, worker)
-        driver.send(function_id, data, face.inherit_deadline(timeout), worker or "")
+        data = asking.check_call(function_id, payload, timeout, worker)
+        driver.send(function_id, data, asking.inherit_deadline(timeout), worker or "")
 
     # -- the registry --------------------------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class Worker:
         """Returns once each function has a provider. Raises: WaitTimeout, which names what is missing."""
         wanted = face.check_wanted(function_ids)
         if timeout is not None:
-            face.check_timeout(timeout)
+            asking.check_timeout(timeout)
         driver = self._check_started()
         has_provider = self._core.replica.has_provider
         if not driver.wait(lambda: all(map(has_provider, wanted)), timeout):
@@ -234,7 +234,7 @@ class Worker:
         """Every change from now on, as it comes, until the worker is closed or `timeout` seconds have passed."""
         buffer = Buffer(pattern)
         self._listeners.add_buffer(buffer)
-        return self._iterate(buffer, None if timeout is None else time.monotonic() + face.check_timeout(timeout))
+        return self._iterate(buffer, None if timeout is None else time.monotonic() + asking.check_timeout(timeout))
 
     def on_change(self, pattern: str | _C = "*") -> Any:
         """A decorator: calls the function with each Change whose function id matches (worker changes only with "*")."""
@@ -305,7 +305,7 @@ class Worker:
 
         Returns False when something was still open after `timeout` seconds; it is then left to itself.
         """
-        face.check_timeout(timeout)
+        asking.check_timeout(timeout)
         self._check_started()
         return self._drain(timeout)
 

@@ -16,7 +16,7 @@ import pytest
 from iii_zmq import AsyncWorker, Busy, Worker, wire
 from iii_zmq.core import sends
 from iii_zmq.core.changes import Change
-from iii_zmq.io import callbacks, driving, face, listeners, running
+from iii_zmq.io import asking, callbacks, driving, listeners, running
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
@@ -96,14 +96,14 @@ def test_inline_handlers_that_wait_inside_each_other_are_limited(
 
 
 def test_function_ids_that_are_remembered_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(face, "_IDS_MAX", 2)
+    monkeypatch.setattr(asking, "_IDS_MAX", 2)
     known: set[str] = set()
-    monkeypatch.setattr(face, "_good_ids", known)
+    monkeypatch.setattr(asking, "_good_ids", known)
     for at in range(5):
-        face.check_call(f"some::id{at}", None, 1.0, None)
+        asking.check_call(f"some::id{at}", None, 1.0, None)
     assert known == {"some::id0", "some::id1"}
     with pytest.raises(ValueError, match="id"):
-        face.check_call("some::", None, 1.0, None)
+        asking.check_call("some::", None, 1.0, None)
 
 
 def test_a_reader_of_changes_that_falls_behind_is_told_by_a_reset(
