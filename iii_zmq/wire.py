@@ -36,6 +36,9 @@ COMPILED = not __file__.endswith(".py")  # to C, with all of core/: see setup.py
 MAGIC: Final = b"i3"
 VERSION: Final = 1
 PREFIX: Final = struct.Struct(">2sBBIQ")
+_pack_prefix: Final = PREFIX.pack
+_unpack_prefix: Final = PREFIX.unpack_from
+_unpackb: Final = msgpack.unpackb
 
 # Limits. Each bounds something that a stranger could otherwise make grow.
 INLINE_BYTES_MAX: Final = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
@@ -701,7 +704,8 @@ KINDS: Final[dict[int, type[Any]]] = {kind: message for kind, message, _ in _TAB
 FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message, types in _TABLE}
 
 _NO_FIELDS: Final = b"\x90"
-_SIX: Final = 0x96  # how an array of six begins: a map or a string of six would unpack into as many names
+_SIX: Final = 0x96  # how an array of six begins
+_SMALL_MAX: Final = 2**60  # integers that compiled code compares quickly
 RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
 SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
@@ -712,7 +716,7 @@ PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not ackn
 
 # Packers that nobody uses just then: making one takes longer than packing with it. Taken out and put back, because what
 # a user's object does while it is packed may come to pack another one, or let another thread do so.
-_packers: list[msgpack.Packer] = []
+_packers: Final[list[msgpack.Packer]] = []
 
 
 def pack(value: Any) -> bytes:
@@ -739,22 +743,20 @@ def pack_payload(value: Any) -> bytes | Split:
 
 def encode(message: Message) -> tuple[bytes, Payload | None]:
     """The first frame, and the payload where it travels in frames of its own."""
-    match message:
-        case Call():
-            header = message.header or _call_header(message)
-            return _with_payload(KIND[Call], message.number, header, message.payload)
-        case Result():
-            payload = message.payload
-            if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
-                return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
-            return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
-        case Bundle():
-            header = pack(message.frames)
-            return PREFIX.pack(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
-        case _:
-            header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
-            version = message.version if isinstance(message, Refuse) else VERSION
-            return PREFIX.pack(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
+    if isinstance(message, Call):
+        header = message.header or _call_header(message)
+        return _with_payload(KIND[Call], message.number, header, message.payload)
+    if isinstance(message, Result):
+        payload = message.payload
+        if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
+            return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
+        return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
+    if isinstance(message, Bundle):
+        header = pack(message.frames)
+        return _pack_prefix(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
+    header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
+    version = message.version if isinstance(message, Refuse) else VERSION
+    return _pack_prefix(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
 
 
 def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
@@ -763,7 +765,7 @@ def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
 
 
 def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tuple[bytes, Payload | None]:
-    prefix = PREFIX.pack(MAGIC, VERSION, kind, len(header), number)
+    prefix = _pack_prefix(MAGIC, VERSION, kind, len(header), number)
     if len(payload) > INLINE_BYTES_MAX:
         return prefix + header, payload
     if isinstance(payload, Split):
@@ -793,7 +795,9 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
         return Result(int.from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
     if len(frame) < PREFIX.size:
         raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
-    magic, version, kind, header_bytes, number = PREFIX.unpack_from(frame)
+    header_bytes: int
+    number: int
+    magic, version, kind, header_bytes, number = _unpack_prefix(frame)
     if magic != MAGIC or version != VERSION:
         raise ProtocolError(f"magic {magic!r} version {version}; expected {MAGIC!r} version {VERSION}")
     message = KINDS.get(kind)
@@ -834,7 +838,7 @@ def read_heading(frame: bytes) -> Heading | None:
     """For a frame that `decode` refused: whether its sender at least means this protocol, and what it wanted."""
     if len(frame) < PREFIX.size or not frame.startswith(MAGIC):
         return None
-    _, version, kind, _, number = PREFIX.unpack_from(frame)
+    _, version, kind, _, number = _unpack_prefix(frame)
     return Heading(version, kind, number)
 
 
@@ -852,7 +856,7 @@ def unpack(data: Payload) -> Any:
     try:
         if isinstance(data, Split):
             return _unpack_split(data)
-        return msgpack.unpackb(data, raw=False, strict_map_key=False)
+        return _unpackb(data, raw=False, strict_map_key=False)
     except Exception as error:  # msgpack raises several unrelated kinds, and what ext types raise
         raise ValueError(f"payload of {len(data)} bytes is no msgpack value: {error}") from error
 
@@ -865,7 +869,7 @@ def _unpack_split(data: Split) -> Any:
             return bytes(data.rest)
         if size == len(data.rest) and kind == _STR32:
             return str(data.rest, "utf-8")
-    return msgpack.unpackb(bytes(data), raw=False, strict_map_key=False)
+    return _unpackb(bytes(data), raw=False, strict_map_key=False)
 
 
 def unpack_map(data: bytes) -> dict[Any, Any]:
@@ -881,7 +885,7 @@ def unpack_map(data: bytes) -> dict[Any, Any]:
 
 def _unpack_array(data: bytes) -> list[Any]:
     try:
-        fields = msgpack.unpackb(data, raw=False, strict_map_key=False)
+        fields = _unpackb(data, raw=False, strict_map_key=False)
     except Exception as error:  # as in `unpack`: on hostile bytes msgpack is not limited to ValueError
         raise ProtocolError(f"no msgpack array: {type(error).__name__}") from error
     if type(fields) is not list:
@@ -905,7 +909,7 @@ def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_byte
             raise ProtocolError(f"more than {CONTAINERS_MAX} containers")
 
     try:
-        msgpack.unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
+        _unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
     except Exception as error:  # as in `unpack`
         text = str(error) if isinstance(error, ProtocolError) else f"no msgpack array: {type(error).__name__}"
         raise ProtocolError(text) from error
@@ -913,17 +917,21 @@ def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_byte
 
 def _small_call(number: int, header: bytes, payload: bytes) -> Call | None:
     """What the general way takes thrice as long for; None where that must look closer."""
-    try:
-        function_id, caller, remaining_ms, target, flags, fence = msgpack.unpackb(header)
-    except Exception:  # no array of six, or no msgpack: see `_unpack_array`
+    if not header or header[0] != _SIX:
         return None
+    try:
+        fields: list[Any] = _unpackb(header)
+    except Exception:  # no msgpack: see `_unpack_array`
+        return None
+    function_id, caller, remaining_ms, target, flags, fence = (
+        fields[0], fields[1], fields[2], fields[3], fields[4], fields[5],
+    )  # fmt: skip
     if (
         type(function_id) is type(caller) is type(target) is str
         and type(remaining_ms) is type(flags) is type(fence) is int
-        and 0 <= remaining_ms <= INT_MAX
-        and 0 <= flags <= INT_MAX
-        and 0 <= fence <= INT_MAX
-        and header[0] == _SIX
+        and 0 <= remaining_ms <= _SMALL_MAX
+        and 0 <= flags <= _SMALL_MAX
+        and 0 <= fence <= _SMALL_MAX
     ):
         return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
     return None

@@ -8,17 +8,17 @@ peer is kept, between peers there is none.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from .. import wire
 
 P = TypeVar("P", bound=Hashable)
 
-PORTIONS = 4  # a caller's open calls travel in so many bundles at least,
-PORTION_MIN = 16  # unless these were smaller than this: then what a message costs is more than what it gains
+PORTIONS: Final = 4  # a caller's open calls travel in so many bundles at least,
+PORTION_MIN: Final = 16  # unless these were smaller than this: then what a message costs is more than what it gains
 
-_IN_BUNDLES = frozenset((wire.Call, wire.Result, wire.Failure, wire.Cancel))
-_FRAME_BYTES = 8  # what a frame takes in a header beside its bytes, at most, and the array itself a part of
+_IN_BUNDLES: Final = frozenset((wire.Call, wire.Result, wire.Failure, wire.Cancel))
+_FRAME_BYTES: Final = 8  # what a frame takes in a header beside its bytes, at most, and the array itself a part of
 
 Packed = tuple[bytes, wire.Payload | None, Sequence[wire.Message]]
 """A frame, the payload where it travels as a second one, and the messages that leave with them."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from math import ceil
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-STALE_MAX = 1024  # stale pairs beyond twice the living ones: then the heap is built anew
+STALE_MAX: Final = 1024  # stale pairs beyond twice the living ones: then the heap is built anew
 
 
 def whole_ms(left_s: float) -> int:

@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 from .. import errors, wire
 from .deadlines import whole_ms
 from .sends import Sends
 from .signals import BROKER, CallEnded, Events, Outbox
 
-GRACE_S = 0.030  # what the broker gets after a deadline to tell the call's fate
-OPEN_CALLS_MAX = 4096  # until a Welcome says otherwise
-SENDS = 1 << 62  # bit of numbers whose answer nobody waits for: a Failure to one is counted, not looked up
+GRACE_S: Final = 0.030  # what the broker gets after a deadline to tell the call's fate
+OPEN_CALLS_MAX: Final = 4096  # until a Welcome says otherwise
+SENDS: Final = 1 << 62  # bit of numbers whose answer nobody waits for: a Failure to one is counted, not looked up
 
 
 @dataclass(slots=True, init=False)

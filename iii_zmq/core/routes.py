@@ -10,7 +10,7 @@ takes one back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import wire
 from ..errors import Fate
@@ -22,13 +22,15 @@ OPEN_CALLS_MAX = 4096  # calls that one worker may have open; told in Welcome
 CREDIT_MAX = 4096  # calls in flight to one worker, whatever it asks for: the ROUTER's high-water mark lies above
 QUEUE_MAX = 1024  # calls that wait for one function
 QUEUED_BYTES_MAX = 256 * 1024 * 1024  # small calls that wait, of all functions together; and as much of large ones
-KEEP_BYTES_MAX = wire.INLINE_BYTES_MAX  # a payload that is kept for another try, while its call is in flight, anyway
+KEEP_BYTES_MAX: Final = (
+    wire.INLINE_BYTES_MAX
+)  # a payload that is kept for another try anyway, while its call is in flight
 KEPT_BYTES_MAX = 256 * 1024 * 1024  # larger ones, of idempotent functions, all together; beyond it they get no 2nd try
 # Handed to one worker and not answered, payloads and headers; beyond it calls wait as they do beyond its credit. It
 # is what libzmq may hold for a worker that does not read: two payloads of the largest size, or three at the worst.
 IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
 LARGE_BYTES_MAX = 1024 * 1024 * 1024  # payloads over KEEP_BYTES_MAX that were handed over, all workers together
-REMAINING_MS_MAX = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
+REMAINING_MS_MAX: Final = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
 
 
 @dataclass(slots=True, eq=False, init=False)

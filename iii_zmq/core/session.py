@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import wire
 from .routes import IN_FLIGHT_BYTES_MAX
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Peer = bytes
 """A ROUTER's routing id, or one of the stream's topics."""
 
-EVERYONE: Peer = wire.STREAM_TOPIC
-BROADCAST: Peer = wire.SNAPSHOT_TOPIC
+EVERYONE: Final[Peer] = wire.STREAM_TOPIC
+BROADCAST: Final[Peer] = wire.SNAPSHOT_TOPIC
 
 Outbox = list[tuple[Peer, wire.Message]]
 

@@ -10,14 +10,15 @@ A simulator plays the Link: it carries out orders and reports happenings, withou
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from .. import wire
 from ..errors import CallFailed
 from .changes import Change
 
-BROKER = "broker"  # the control and call socket
-STREAM = "stream"  # the registry stream
-LINK = "link"  # the sockets themselves
+BROKER: Final = "broker"  # the control and call socket
+STREAM: Final = "stream"  # the registry stream
+LINK: Final = "link"  # the sockets themselves
 
 # -- Link -> core ------------------------------------------------------------------------------------------------------
 

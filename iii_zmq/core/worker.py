@@ -107,11 +107,13 @@ class WorkerCore:
 
     def receive(self, sender: str, message: wire.Message | Happening, now: float) -> None:
         """Handles one message, or one event of the Link's sockets."""
+        if isinstance(message, wire.Result):  # these two are most; compiled, a class is found faster so than in a match
+            self.outgoing.on_result(message)
+            return
+        if isinstance(message, wire.Call):
+            self.incoming.on_call(message, message.function_id in self.offers.wanted, now)
+            return
         match message:
-            case wire.Result():
-                self.outgoing.on_result(message)
-            case wire.Call():
-                self.incoming.on_call(message, message.function_id in self.offers.wanted, now)
             case wire.Failure():
                 self.outgoing.on_failure(message)
             case wire.Deltas() | wire.Beacon() | wire.Closing():

@@ -66,6 +66,7 @@ _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _MONITOR_EVENT = struct.Struct("=HI")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
+_clock: Final = time.monotonic
 
 
 class Broker:
@@ -134,7 +135,7 @@ class Broker:
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             while not self._stopping:
-                if time.monotonic() < self._alone_until:
+                if _clock() < self._alone_until:
                     self._turn_alone()
                 else:
                     self._turn(self._poll(self._wait_ms()))
@@ -176,11 +177,11 @@ class Broker:
     def _wait_ms(self) -> int:
         if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered or self._monitors_may_hold:
             return 0
-        wait_s = self.core.next_deadline() - time.monotonic()
+        wait_s = self.core.next_deadline() - _clock()
         return max(0, -int(-wait_s * 1000 // 1))  # rounded up: a timer that is early by a fraction would spin
 
     def _turn(self, ready: list[tuple[int, int]]) -> None:
-        began = time.monotonic()
+        began = _clock()
         backlog = self._router_may_hold
         self._hear(ready)
         if self._monitors_may_hold:
@@ -200,7 +201,7 @@ class Broker:
         self._send_outbox()
         if self.core.news:
             self._tell_log()
-        ended = time.monotonic()
+        ended = _clock()
         if self._router_touched:
             self._router_touched = False
             if backlog or bad_news or self._xpub_may_hold or self._unskipped:
@@ -217,14 +218,14 @@ class Broker:
 
     def _turn_alone(self) -> None:
         """One message of the ROUTER's, if one comes within ALONE_MS. Nothing else is looked at."""
-        asked_at = time.monotonic()
+        asked_at = _clock()
         try:
             peer = self._router.recv(0)
         except zmq.Again:
             self._alone_until = 0.0
             self._router_may_hold = False
             return
-        began = time.monotonic()
+        began = _clock()
         self._take(peer, self._read_message(), began)
         self._is_heavy = False
         self.core.tick(began)
@@ -234,7 +235,7 @@ class Broker:
             self._alone_until = 0.0
         if self.core.news:
             self._tell_log()
-        self._note_turn(began, time.monotonic() - began)
+        self._note_turn(began, _clock() - began)
 
     def _hear(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, _ in ready:
@@ -318,7 +319,7 @@ class Broker:
                 if burst > 0 and not self._router_is_readable():  # asking costs 1 us, an Again 3
                     self._router_may_hold = False
                     return
-                if time.monotonic() - now > BURST_S:
+                if _clock() - now > BURST_S:
                     return
         except zmq.Again:
             self._router_may_hold = False
@@ -361,7 +362,7 @@ class Broker:
 
     def _malformed(self, text: str, heading: wire.Heading | None = None) -> Malformed:
         """Logs what is dropped, once a second at most: a stranger's garbage is not to fill the disk."""
-        now = time.monotonic()
+        now = _clock()
         if now < self._complain_at:
             self._complaints_held_back += 1
         else:
@@ -406,15 +407,13 @@ class Broker:
                 controls.append((to, message))
         if len(controls) == 1:
             to, message = controls[0]
-            self._send(to, *wire.encode(message), (message,))
+            frame, payload = wire.encode(message)
+            self._send(to, frame, payload, (message,))
             return
         for to, messages in by_peer(controls).items():
-            if len(messages) > 1 and core.takes_bundles(to):
-                for packet in packed(messages):
-                    self._send(to, *packet)
-            else:
-                for message in messages:
-                    self._send(to, *wire.encode(message), (message,))
+            most = wire.BUNDLE_MAX if len(messages) > 1 and core.takes_bundles(to) else 1
+            for frame, payload, carried in packed(messages, most):
+                self._send(to, frame, payload, carried)
 
     def _send(self, to: Peer, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         """To one peer; what can't be sent is told with the bad news."""

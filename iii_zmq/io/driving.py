@@ -51,7 +51,8 @@ IN_TURN_S: Final = 0.1  # how long a thread waits for others of its process that
 PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often
 
 _T = TypeVar("_T")
-_clock = time.monotonic
+_clock: Final = time.monotonic
+_ident: Final = threading.get_ident
 
 
 _pumping = threading.Lock()  # of this process
@@ -118,7 +119,7 @@ class Driver:
 
     def enter(self) -> bool:
         """Whether this thread may drive now; it must `leave` then."""
-        if self.serving and threading.get_ident() != self._serve_ident:
+        if self.serving and _ident() != self._serve_ident:
             return False
         if self._lock.acquire(False):
             return True
@@ -217,7 +218,7 @@ class Driver:
 
     def block(self, future: CallFuture) -> None:
         """A thread is about to wait for this future without driving."""
-        ident = threading.get_ident()
+        ident = _ident()
         if self._asker not in (0, ident):
             self._may_step_aside = False
         self._asker = ident
@@ -330,7 +331,7 @@ class Driver:
             taken = self._server is not None
             if not taken:
                 self._server = threading.current_thread()
-                self._serve_ident = threading.get_ident()
+                self._serve_ident = _ident()
                 self.serving = self._permanent = True
         if taken:
             while not is_over() and not self.ended:
@@ -356,7 +357,7 @@ class Driver:
         self._server.start()
 
     def _serve(self) -> None:
-        self._serve_ident = threading.get_ident()
+        self._serve_ident = _ident()
         try:
             while not self.ended:
                 if self.serving:

@@ -79,6 +79,8 @@ _FAILURES = {
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the peer refused to authenticate this worker",
 }
 
+_clock: Final = time.monotonic
+
 _contexts: dict[int, zmq.Context[Socket]] = {}
 
 
@@ -124,7 +126,7 @@ class Link:
         due = self.core.next_deadline()
         if due is None:
             return WAIT_MAX_MS
-        return min(WAIT_MAX_MS, max(0, -int((time.monotonic() - due) * 1000 // 1)))
+        return min(WAIT_MAX_MS, max(0, -int((_clock() - due) * 1000 // 1)))
 
     def may_hold(self) -> bool:
         """Whether a socket may hold something; to be asked before anybody waits for descriptors."""
@@ -152,7 +154,7 @@ class Link:
 
     def pump(self) -> bool:
         """Hands what there is to the core, and ticks; whether the control socket had anything."""
-        now = time.monotonic()
+        now = _clock()
         core, news = self.core, self._news
         self._debug = log.isEnabledFor(logging.DEBUG)
         is_heard = self.is_heavy = False
@@ -215,7 +217,7 @@ class Link:
         return True
 
     def _receive(self, dealer: Socket, frame: bytes) -> None:
-        now = time.monotonic()
+        now = _clock()
         try:
             message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
         except errors.ProtocolError as error:
@@ -385,7 +387,8 @@ class Link:
 
     def _send(self, messages: list[wire.Message]) -> None:
         if len(messages) == 1:
-            self._send_frame(*wire.encode(messages[0]), messages)
+            frame, payload = wire.encode(messages[0])
+            self._send_frame(frame, payload, messages)
         else:
             for frame, payload, carried in packed(messages, self.portion()):
                 self._send_frame(frame, payload, carried)
@@ -410,7 +413,7 @@ class Link:
                 sockets.send_payload(dealer, payload)
         except zmq.Again:
             for message in carried:
-                self.core.receive(LINK, Unsent(message), time.monotonic())
+                self.core.receive(LINK, Unsent(message), _clock())
 
     def _obey(self, order: Order) -> None:
         try:
@@ -435,7 +438,7 @@ class Link:
                     errors.assert_never(order)
         except sockets.IO_ERRORS as error:  # no descriptors left, a host that can't be resolved: try again later
             log.warning("%s: %s", self.name, error)
-            self.core.receive(LINK, Failed(str(error)), time.monotonic())
+            self.core.receive(LINK, Failed(str(error)), _clock())
 
     def _connect(self, order: Connect) -> None:
         self._close_dealer()

@@ -27,7 +27,7 @@ from .tasks import run_handler
 
 TURNS_MAX: Final = 4  # bursts in a row before the loop's other tasks get a chance
 
-_clock = time.monotonic
+_clock: Final = time.monotonic
 
 
 class Loop:
@@ -304,7 +304,7 @@ class Loop:
 def _end(waiter: asyncio.Future[Any], outcome: wire.Payload | errors.CallFailed) -> None:
     if waiter.done():
         return
-    if isinstance(outcome, errors.CallFailed):
+    if type(outcome) is not bytes and isinstance(outcome, errors.CallFailed):
         waiter.set_exception(outcome)
         return
     try:

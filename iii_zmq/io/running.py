@@ -24,7 +24,7 @@ from .pool import Pool
 NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
 HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
 
-_clock = time.monotonic
+_clock: Final = time.monotonic
 
 
 class Runner:
