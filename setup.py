@@ -15,7 +15,7 @@ from setuptools import setup
 # Classes that users meet stay Python: they may be subclassed, pickled and looked into.
 PLAIN = {"iii_zmq/core/__init__.py", "iii_zmq/core/views.py"}
 # Of the shells, what a call passes through, but not what users meet, or what inherits from classes of Python's own.
-SHELLS = ("asking", "broker", "desk", "driving", "handlers", "link", "looping", "notes", "running", "waiting")
+SHELLS = ("asking", "broker", "desk", "driving", "forks", "handlers", "link", "looping", "notes", "running", "waiting")
 COMPILED = [
     "iii_zmq/wire.py",
     *sorted(set(glob("iii_zmq/core/*.py")) - PLAIN),

@@ -39,6 +39,7 @@ PREFIX: Final = struct.Struct(">2sBBIQ")
 _pack_prefix: Final = PREFIX.pack
 _unpack_prefix: Final = PREFIX.unpack_from
 _unpackb: Final = msgpack.unpackb
+_from_bytes: Final = int.from_bytes
 
 # Limits. Each bounds something that a stranger could otherwise make grow.
 INLINE_BYTES_MAX: Final = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
@@ -792,7 +793,7 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
     `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
     """
     if frame[:8] == SMALL_RESULT and payload is None and RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
-        return Result(int.from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
+        return Result(_from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
     if len(frame) < PREFIX.size:
         raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
     header_bytes: int
@@ -952,7 +953,8 @@ def _header_fields(message: type[Any], header: bytes) -> list[Any]:
 
 
 def _fits(fields: list[Any], types: tuple[Any, ...]) -> bool:
-    for value, expected in zip(fields, types, strict=False):
+    for at in range(len(types)):
+        value, expected = fields[at], types[at]
         if type(value) is not expected and not _is_list(value, expected):
             return False
         if expected is int and not 0 <= value <= INT_MAX:

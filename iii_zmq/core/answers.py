@@ -11,10 +11,11 @@ more than asking once; what an answer consists of is looked up only when its fir
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from .. import wire
+from .counters import Counters
 from .deadlines import Alarm, Deadlines
 from .registry import Image, Registry
 from .session import BROADCAST, Outbox, Session
@@ -67,7 +68,7 @@ class Answer:
 class Answers:
     """Who is owed parts, and the broadcast under way."""
 
-    def __init__(self, registry: Registry, outbox: Outbox, counters: Counter[str], alarm: Alarm) -> None:
+    def __init__(self, registry: Registry, outbox: Outbox, counters: Counters, alarm: Alarm) -> None:
         self._registry = registry
         self._outbox = outbox
         self._counters = counters

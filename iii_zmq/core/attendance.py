@@ -6,7 +6,7 @@ presence is heard. Everything of an old session is retired before anything of th
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 
 from .. import errors, wire
 from ..errors import assert_never
@@ -14,6 +14,7 @@ from ..wire import WorkerRow
 from .admission import hello_refusal
 from .answers import Answers
 from .calls import Calls
+from .counters import Counters
 from .deadlines import Alarm
 from .draining import Draining
 from .liveness import HOLD_S, PRESENCE_WAIT_S, Liveness, Verdict
@@ -34,7 +35,7 @@ class Attendance:
         registry: Registry,
         sessions: Sessions,
         outbox: Outbox,
-        counters: Counter[str],
+        counters: Counters,
         *,
         calls: Calls,
         answers: Answers,

@@ -21,6 +21,7 @@ from ..errors import assert_never
 from .answers import Answers
 from .attendance import Attendance
 from .calls import Calls
+from .counters import new_counters
 from .deadlines import Alarm
 from .draining import Draining
 from .engine import Engine
@@ -28,6 +29,7 @@ from .refusing import Refusing
 from .registrations import Registrations
 from .registry import Registry
 from .session import (
+    COUNTERS,
     EVENTS,
     EVERYONE,
     Event,
@@ -41,7 +43,6 @@ from .session import (
     Subscribed,
     Undelivered,
     Unsubscribed,
-    new_counters,
 )
 from .sessions import Sessions
 
@@ -57,7 +58,7 @@ class BrokerCore:
         self, epoch: str, settings: Settings, *, new_token: NewToken, new_id: NewId, registry: Registry | None = None
     ) -> None:
         self.settings = settings
-        self.counters = new_counters()
+        self.counters = new_counters(COUNTERS)
         # What the shell measures, told beside the counters.
         self.gauges: dict[str, float] = {
             "turn_max_ms": 0.0, "turn_recent_max_ms": 0.0, "strangers": 0, "descriptors_lacking": 0,

@@ -12,13 +12,13 @@ changed).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import errors, wire
 from . import routes
 from .choice import Choice
+from .counters import Counters
 from .deadlines import Alarm, Deadlines, whole_ms
 from .outcomes import Outcomes
 from .queues import Queues
@@ -32,7 +32,7 @@ class Calls:
     """The table of routes."""
 
     def __init__(
-        self, registry: Registry, sessions: dict[str, Session], outbox: Outbox, counters: Counter[str], alarm: Alarm
+        self, registry: Registry, sessions: dict[str, Session], outbox: Outbox, counters: Counters, alarm: Alarm
     ) -> None:
         self._registry = registry
         self._sessions = sessions  # worker id -> session

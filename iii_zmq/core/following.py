@@ -11,11 +11,11 @@ What a part means is the replica's business; who asked for it, and whether anybo
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 
 from .. import wire
 from .changes import Change
+from .counters import Counters
 from .replica import Replica
 from .signals import BROKER, LINK, Outbox, Subscribe, Unsubscribe
 
@@ -27,7 +27,7 @@ LATE_S = 2.0  # without progress on an answer; far above what a busy broker take
 class Following:
     """The replica's feed. `due` is when an awaited answer is late, or a Sync may go out."""
 
-    def __init__(self, replica: Replica, outbox: Outbox, counters: Counter[str], new_number: Callable[[], int]) -> None:
+    def __init__(self, replica: Replica, outbox: Outbox, counters: Counters, new_number: Callable[[], int]) -> None:
         self.replica = replica
         self._outbox = outbox
         self._counters = counters

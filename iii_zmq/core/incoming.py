@@ -7,9 +7,8 @@ Deadlines are not watched here: the broker does that, and says Cancel.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .. import errors, wire
+from .counters import Counters
 from .signals import BROKER, CancelCall, Events, Outbox, RunCall
 
 NIL = wire.pack(None)
@@ -18,7 +17,7 @@ NIL = wire.pack(None)
 class Incoming:
     """The table of running calls."""
 
-    def __init__(self, outbox: Outbox, events: Events, counters: Counter[str]) -> None:
+    def __init__(self, outbox: Outbox, events: Events, counters: Counters) -> None:
         self._outbox = outbox
         self._events = events
         self._counters = counters

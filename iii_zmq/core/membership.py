@@ -15,11 +15,11 @@ What a session means for calls, functions and the replica is decided by WorkerCo
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import wire
+from .counters import Counters
 from .signals import (
     CLOSED,
     CONNECTED,
@@ -74,7 +74,7 @@ class Membership:
     """The phases of one worker's connection, one session after another."""
 
     def __init__(
-        self, profile: Profile, outbox: Outbox, events: Events, counters: Counter[str], random: Callable[[], float]
+        self, profile: Profile, outbox: Outbox, events: Events, counters: Counters, random: Callable[[], float]
     ) -> None:
         self._profile = profile
         self._outbox = outbox

@@ -6,11 +6,10 @@ more; at most its slot at a provider is still taken.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .. import errors, wire
 from ..errors import Fate
 from . import routes
+from .counters import Counters
 from .deadlines import Deadlines
 from .queues import Queues
 from .registry import Registry
@@ -31,7 +30,7 @@ class Outcomes:
         deadlines: Deadlines[Route],
         unread: Unread,
         outbox: Outbox,
-        counters: Counter[str],
+        counters: Counters,
     ) -> None:
         self._registry = registry
         self._queues = queues

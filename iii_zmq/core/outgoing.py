@@ -11,11 +11,11 @@ caller itself gave up. Numbers grow, so everything sent before a Hello has a sma
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
 from .. import errors, wire
+from .counters import Counters
 from .deadlines import whole_ms
 from .sends import Sends
 from .signals import BROKER, CallEnded, Events, Outbox
@@ -45,7 +45,7 @@ class _Waiting:
 class Outgoing:
     """The table of open calls. `due` is when `tick` has something to do; early by up to one scan, never late."""
 
-    def __init__(self, outbox: Outbox, events: Events, counters: Counter[str], patience_s: float) -> None:
+    def __init__(self, outbox: Outbox, events: Events, counters: Counters, patience_s: float) -> None:
         self._outbox = outbox
         self._events = events
         self._counters = counters

@@ -13,9 +13,8 @@ owed more than REFUSALS_MAX of them, so that one which sends garbage and never r
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .. import errors, wire
+from .counters import Counters
 from .session import Malformed, Outbox, Peer
 from .sessions import Sessions
 
@@ -30,7 +29,7 @@ _WAIT_FOR_ANSWER = frozenset(
 class Refusing:
     """Answers to what could not be decoded."""
 
-    def __init__(self, sessions: Sessions, outbox: Outbox, counters: Counter[str]) -> None:
+    def __init__(self, sessions: Sessions, outbox: Outbox, counters: Counters) -> None:
         self._sessions = sessions
         self._outbox = outbox
         self._counters = counters

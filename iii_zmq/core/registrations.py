@@ -6,12 +6,11 @@ looked at again.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .. import errors, wire
 from ..wire import FunctionEntry
 from .admission import read_entry
 from .calls import Calls
+from .counters import Counters
 from .registry import Registry
 from .session import Outbox, Session
 
@@ -24,7 +23,7 @@ Refusal = tuple[str, str]
 class Registrations:
     """What workers say of their functions."""
 
-    def __init__(self, registry: Registry, calls: Calls, outbox: Outbox, counters: Counter[str]) -> None:
+    def __init__(self, registry: Registry, calls: Calls, outbox: Outbox, counters: Counters) -> None:
         self._registry = registry
         self._calls = calls
         self._outbox = outbox

@@ -20,7 +20,6 @@ takes too long.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +28,7 @@ from .. import wire
 from ..errors import ProtocolError
 from .changes import Change, Position, changes_of, reset_at
 from .content import Content, Step, read_row
+from .counters import new_counters
 from .shared import SHARED_PARTS, Shared
 from .views import Function, Functions, WorkerInfo, Workers
 
@@ -110,7 +110,7 @@ class Replica:
         self._is_watched = is_watched  # whether anybody hears of changes: to name them costs more than to apply them
         self.wanted: Wanted | None = None
         self.resumed: bool | None = None
-        self.counters: Counter[str] = Counter()
+        self.counters = new_counters()
         self.functions: Mapping[str, Function] = Functions(lambda: self._content)
         self.workers: Mapping[str, WorkerInfo] = Workers(lambda: self._content)
         self._content = Content()

@@ -7,7 +7,6 @@ was lost but its connection still takes probes, *held* when it was lost while th
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -142,11 +141,6 @@ COUNTERS = (
     "calls_rerouted", "calls_cancelled", "results", "failures", "results_late",
     "results_unmatched", "results_unread", "forged", "saturated", "payloads_let_go",
 )  # fmt: skip
-
-
-def new_counters() -> Counter[str]:
-    """All counters at zero, so that a reader sees every name from the start."""
-    return Counter(dict.fromkeys(COUNTERS, 0))
 
 
 NewToken = Callable[[], bytes]

@@ -17,13 +17,13 @@ registrations are compared anew, before anything of the next session is applied.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import count
 
 from .. import errors, wire
 from ..errors import assert_never
 from .changes import Change
+from .counters import new_counters
 from .following import Following
 from .incoming import Incoming
 from .membership import (
@@ -89,7 +89,7 @@ class WorkerCore:
         shared: Shared | None = None,
     ) -> None:
         self.profile = profile
-        self.counters: Counter[str] = Counter()
+        self.counters = new_counters()
         self.shared = shared or Shared()
         self.replica = Replica(is_watched=is_watched, shared=self.shared)
         self._outbox: Outbox = []

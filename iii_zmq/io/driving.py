@@ -506,10 +506,10 @@ class Driver:
         if self._conditions:
             self._conditions.look()
 
-    def _ran(self) -> None:
+    def _ran(self, now: float) -> None:
         """After an inline handler: however many there are to run, heartbeats go on."""
-        if self._events and _clock() - self.polled_at > PUMP_S:
-            self.polled_at = _clock()
+        if self._events and now - self.polled_at > PUMP_S:
+            self.polled_at = now
             self.link.wait(0)
             self.link.pump()
             self._fetch_events()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .. import errors
 from . import keeper
 from .asking import unpack_result
+from .forks import forks
 from .raising import is_interrupt
 from .waiting import CallOutcome
 
@@ -60,7 +61,7 @@ class CallFuture(Future[Any]):
 
     def __init__(self, driver: Driving) -> None:
         self._driver = driver
-        self._forks = keeper.forks
+        self._forks = forks.count
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # Future has it as an attribute
@@ -125,7 +126,7 @@ class CallFuture(Future[Any]):
 
     def _wait(self, timeout: float | None) -> float | None:
         """Waits as far as this thread may drive by itself; what is left of the timeout for somebody else to end it."""
-        if self._forks != keeper.forks:
+        if self._forks != forks.count:
             raise errors.Closed(keeper.FORKED)
         until = None if timeout is None else time.monotonic() + timeout
         self._driver.finish(self, timeout)

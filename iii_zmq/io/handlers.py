@@ -10,7 +10,6 @@ import inspect
 import logging
 import os
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from enum import Enum
@@ -19,9 +18,9 @@ from typing import Any, Final, NoReturn
 from .. import wire
 from ..core.incoming import Incoming
 from ..core.signals import RunCall
-from . import keeper
 from .asking import pack_value, running
 from .face import Handler, make_entry
+from .forks import forks
 from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
@@ -131,21 +130,21 @@ class Handlers:
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def run_here(self, run: RunCall) -> Outcome:
-        """Runs a plain handler in this thread, unless nobody waits for it any more.
+    def run_here(self, run: RunCall, now: float) -> Outcome:
+        """Runs a plain handler in this thread, unless nobody waits for it any more. `now` is on the core's clock.
 
         Raises: KeyboardInterrupt, in the main thread. The call is then still to be handed back.
         """
         handler = self._handlers.get(run.function_id)
-        if run.cancelled or time.monotonic() >= run.deadline:
+        if run.cancelled or now >= run.deadline:
             return NOT_STARTED
         if handler is None:
             return NotRun.NOT_OFFERED
         token = running.set(run)
-        forks = keeper.forks
+        begun_in = forks.count
         try:
             value = handler(take_payload(run))
-            if keeper.forks != forks:
+            if forks.count != begun_in:
                 end_child(None)
             try:
                 packed = wire.pack_payload(value)
@@ -153,7 +152,7 @@ class Handlers:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.PAYLOAD_BYTES_MAX else pack_outcome(run, value)
         except BaseException as error:  # a handler that exits has failed: the worker is not its to end
-            if keeper.forks != forks:
+            if forks.count != begun_in:
                 end_child(error)
             if is_interrupt(error):
                 raise

@@ -22,8 +22,6 @@ LOOK_MIN_S = 0.02
 EXIT_S = 1.0  # for all workers together, when the interpreter ends
 FORKED = "the worker belongs to the parent process: make a new one after fork"
 
-forks = 0  # how many forks this process is away from the one that was started: differs in a child
-
 
 class Kept(Protocol):
     """What the keeper needs of a worker."""
@@ -84,8 +82,7 @@ def _look_in_on_all() -> None:
 
 
 def _after_fork() -> None:
-    global _thread, _lock, forks
-    forks += 1
+    global _thread, _lock
     _lock = threading.Lock()
     _thread = None
     for worker in _kept():

@@ -270,7 +270,7 @@ class Loop:
     def _run_inline(self, run: RunCall) -> None:
         outcome: Outcome = NOT_STARTED
         try:
-            outcome = self.handlers.run_here(run)
+            outcome = self.handlers.run_here(run, _clock())
         except BaseException as error:  # Ctrl-C: the handler did run
             outcome = Raised(error)
             raise
@@ -288,7 +288,7 @@ class Loop:
         return task in self._tasks.values()
 
     def _run_in_pool(self, run: RunCall) -> None:
-        outcome = self.handlers.run_here(run)
+        outcome = self.handlers.run_here(run, _clock())
         try:
             self._loop.call_soon_threadsafe(self._hand_back, run, outcome)
         except RuntimeError:

@@ -38,7 +38,7 @@ class Runner:
         incoming: Incoming,
         post: Callable[[Note], None],
         flush: Callable[[], bool],
-        ran: Callable[[], None],
+        ran: Callable[[float], None],
     ) -> None:
         self._pool = Pool(f"iii-{name}", threads) if threads else None
         self._handlers = handlers
@@ -74,7 +74,7 @@ class Runner:
             self._ready_at = math.inf
         self.depth += 1
         try:
-            outcome = self._handlers.run_here(run)
+            outcome = self._handlers.run_here(run, began)
         except BaseException as error:  # Ctrl-C: the handler did run, and its caller is told
             hand_back(self._incoming, run, Raised(error))
             self._flush()
@@ -89,8 +89,8 @@ class Runner:
         self._handlers.note_pace(run.function_id, ended - began)
         if ended < self._ready_at:
             self._ready_at = ended
-        self._ran()
+        self._ran(ended)
 
     def _run_in_pool(self, run: RunCall) -> None:
-        outcome: Outcome = self._handlers.run_here(run)
+        outcome: Outcome = self._handlers.run_here(run, _clock())
         self._post(lambda: hand_back(self._incoming, run, outcome))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from .. import errors
 from ..core.patience import Patience
 from ..core.signals import CONNECTED, RunCall
-from . import keeper
 from .asking import running
 from .face import Handler
+from .forks import forks
 from .handlers import NOT_STARTED, Outcome, Raised, end_child, pack_outcome, raised, take_payload
 from .raising import is_interrupt
 from .stay import LEFT_S, unreachable
@@ -85,16 +85,16 @@ async def run_handler(loop: Loop, run: RunCall, handler: Handler) -> None:
     """The task's context is its own, so that what it sets there need not be reset."""
     running.set(run)
     outcome: Outcome = NOT_STARTED
-    forks = keeper.forks
+    begun_in = forks.count
     try:
         value = await handler(take_payload(run))
-        if keeper.forks != forks:
+        if forks.count != begun_in:
             end_child(None)
         outcome = pack_outcome(run, value)
     except asyncio.CancelledError as error:
         outcome = Raised(error)
     except BaseException as error:
-        if keeper.forks != forks:
+        if forks.count != begun_in:
             end_child(error)
         outcome = raised(run, error)
         if is_interrupt(error):

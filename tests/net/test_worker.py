@@ -137,7 +137,7 @@ def test_a_large_result_is_packed_once() -> None:
     handlers = Handlers()
     value = Counted(image=bytes(100_000))
     handlers.put(handlers.prepare([("large::map", lambda _: value, {})], {}))
-    outcome = handlers.run_here(run_of("large::map", b"\xc0"))
+    outcome = handlers.run_here(run_of("large::map", b"\xc0"), 0.0)
     assert isinstance(outcome, bytes)
     assert value.packed == 1
 
@@ -147,7 +147,7 @@ def test_a_running_handler_holds_its_payload_once() -> None:
     handlers = Handlers()
     run = run_of("large::hold", wire.pack(bytes(100_000)))
     handlers.put(handlers.prepare([("large::hold", lambda value: [len(value), len(run.payload)], {})], {}))
-    assert handlers.run_here(run) == wire.pack([100_000, 0])
+    assert handlers.run_here(run, 0.0) == wire.pack([100_000, 0])
 
 
 def test_a_large_message_is_dealt_with_before_the_next_is_read() -> None:
