@@ -29,7 +29,7 @@ from typing import Final
 import zmq
 
 from .. import errors, wire
-from ..core.bundles import packed, portion
+from ..core.bundles import PORTION_MIN, packed, portion
 from ..core.signals import (
     BROKER,
     LINK,
@@ -225,12 +225,13 @@ class Link:
         else:
             self._hand_over(message, now)
 
-    def _hand_over(self, message: wire.Message, now: float) -> None:
+    def _hand_over(self, message: wire.Message, now: float) -> int:
+        """How many messages it was."""
         if type(message) is not wire.Bundle:
             if self._debug:
                 self._tell("from the broker", message)
             self.core.receive(BROKER, message, now)
-            return
+            return 1
         for frame in message.frames:
             try:
                 one = wire.decode(frame)
@@ -240,6 +241,7 @@ class Link:
             if self._debug:
                 self._tell("from the broker", one)
             self.core.receive(BROKER, one, now)
+        return len(message.frames)
 
     def flush(self) -> bool:
         """Sends and does what the core wants, in order; whether there was anything."""
@@ -285,7 +287,8 @@ class Link:
                 if self.is_heavy:
                     break
             else:
-                self._hand_over(message, now)
+                if self._hand_over(message, now) >= PORTION_MIN:
+                    break  # and on to what follows from these: it leaves while the next ones come
         self._is_touched = True
         return False
 

@@ -28,6 +28,7 @@ from .tasks import run_handler
 TURNS_MAX: Final = 4  # bursts in a row before the loop's other tasks get a chance
 
 _clock: Final = time.monotonic
+_ident: Final = threading.get_ident
 
 
 class Loop:
@@ -37,6 +38,7 @@ class Loop:
         self.core = core
         self.link = Link(core)
         self._loop = asyncio.get_running_loop()
+        self._thread_ident = _ident()
         self.handlers = handlers
         self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
         self._waiters: dict[int, asyncio.Future[Any]] = {}
@@ -57,6 +59,8 @@ class Loop:
 
     def check(self) -> None:
         """Raises: Closed; RuntimeError in another loop than the one that started the worker."""
+        if self.unusable is None and _ident() == self._thread_ident and self._loop.is_running():
+            return  # as mostly; to ask for the running loop costs a system call
         if self.unusable is None and self._loop.is_closed():
             self.look_in()
         if self.unusable is not None:
