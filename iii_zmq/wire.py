@@ -706,7 +706,7 @@ FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message
 
 _NO_FIELDS: Final = b"\x90"
 _SIX: Final = 0x96  # how an array of six begins
-_SMALL_MAX: Final = 2**60  # integers that compiled code compares quickly
+_QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
 RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
 SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
@@ -930,9 +930,9 @@ def _small_call(number: int, header: bytes, payload: bytes) -> Call | None:
     if (
         type(function_id) is type(caller) is type(target) is str
         and type(remaining_ms) is type(flags) is type(fence) is int
-        and 0 <= remaining_ms <= _SMALL_MAX
-        and 0 <= flags <= _SMALL_MAX
-        and 0 <= fence <= _SMALL_MAX
+        and 0 <= remaining_ms <= _QUICK_INT
+        and 0 <= flags <= _QUICK_INT
+        and 0 <= fence <= _QUICK_INT
     ):
         return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
     return None
