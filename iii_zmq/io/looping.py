@@ -50,6 +50,7 @@ class Loop:
         self._timer_at = 0.0
         self._is_due = True  # something may be due: the core is to look
         self._is_turn_due = False
+        self._is_told = False  # by a descriptor, that a socket holds something: one message, unless it was asked
         self.desk = Desk(core.profile.name, listeners)
         self.unusable: str | None = None
         self._abandoning = threading.Lock()
@@ -171,7 +172,9 @@ class Loop:
         link = self.link
         self._handle_events()
         for _ in range(TURNS_MAX):
-            if not link.may_hold() and not self._is_due:
+            if self._is_told:
+                self._is_told = False
+            elif not link.may_hold() and not self._is_due:
                 break
             self._is_due = False
             is_answered = link.pump()
@@ -211,6 +214,7 @@ class Loop:
 
     def _on_readable(self, fd: int) -> None:
         self.link.readable(fd)
+        self._is_told = True
         self._turn()
 
     def _set_timer(self) -> None:
