@@ -614,6 +614,13 @@ class Call:
         self.payload = payload
         self.header = header
 
+    def again(self, number: int, payload: Payload) -> Call:
+        """Another one with the same header."""
+        return Call(
+            number, self.function_id, self.caller, self.remaining_ms, self.target, self.flags, self.fence, payload,
+            self.header,
+        )  # fmt: skip
+
 
 @dataclass(slots=True, init=False)
 class Result:
@@ -705,6 +712,10 @@ KINDS: Final[dict[int, type[Any]]] = {kind: message for kind, message, _ in _TAB
 FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message, types in _TABLE}
 
 _NO_FIELDS: Final = b"\x90"
+_SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
+_known_headers: Final[dict[bytes, Call]] = {}  # what was in them, in a Call without a payload
+_KNOWN_COUNT: Final = 1024
+_KNOWN_BYTES: Final = 512
 _SIX: Final = 0x96  # how an array of six begins
 _QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
 RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
@@ -794,6 +805,11 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
     """
     if frame[:8] == SMALL_RESULT and payload is None and RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
         return Result(_from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
+    if payload is None and len(frame) > PREFIX.size and frame[:6] == _SMALL_CALL:
+        end = PREFIX.size + (frame[6] << 8 | frame[7])
+        known = _known_headers.get(frame[PREFIX.size : end])
+        if known is not None and end < len(frame) <= PAYLOAD_BYTES_MAX:
+            return known.again(_from_bytes(frame[8:16], "big"), frame[end:])
     if len(frame) < PREFIX.size:
         raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
     header_bytes: int
@@ -811,6 +827,7 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
     if message is Call and payload is None and body < len(frame) <= PAYLOAD_BYTES_MAX:
         call = _small_call(number, header, frame[body:])
         if call is not None:
+            _remember(call)
             return call
     fields = _header_fields(message, header)
     if message is Call or message is Result:
@@ -936,6 +953,14 @@ def _small_call(number: int, header: bytes, payload: bytes) -> Call | None:
     ):
         return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
     return None
+
+
+def _remember(call: Call) -> None:
+    """The next call with this header takes a third of the time: a program calls a few functions again and again."""
+    if call.header is not None and len(call.header) <= _KNOWN_BYTES:
+        if len(_known_headers) >= _KNOWN_COUNT:
+            _known_headers.clear()
+        _known_headers[call.header] = call.again(0, b"")
 
 
 def _header_fields(message: type[Any], header: bytes) -> list[Any]:

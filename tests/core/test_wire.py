@@ -686,3 +686,46 @@ def test_a_function_id_is_a_str(function_id: Any) -> None:
 def test_the_brokers_own_ids_are_reserved() -> None:
     ids = ["engine", "engine::", "engine::x", "engines::x", "x::engine", "engine.x"]
     assert [function_id for function_id in ids if wire.is_reserved(function_id)] == ["engine", "engine::", "engine::x"]
+
+
+# -- headers that are known --------------------------------------------------------------------------------------------
+
+
+def call_frame(number: int, function_id: str = "known::header", payload: bytes = b"\xc0") -> bytes:
+    return wire.encode(wire.Call(number, function_id, "caller", 30_000, "", 0, 0, payload))[0]
+
+
+def test_a_call_with_a_known_header_is_one_of_its_own() -> None:
+    """Headers are read once; whoever changes a call, as the broker does, must not change the next one with it."""
+    header = call_frame(1)[wire.PREFIX.size : -1]
+    for number in (1, 2, 3):  # the first makes it known
+        call = wire.decode(call_frame(number, payload=b"\x01"))
+        assert call == wire.Call(number, "known::header", "caller", 30_000, "", 0, 0, b"\x01", header)
+        assert isinstance(call, wire.Call)
+        call.number, call.fence, call.remaining_ms, call.header, call.payload = 99, 7, 1, None, b"\x02"
+
+
+@pytest.mark.parametrize("told", [0, 1, 5000, 65_535])
+@pytest.mark.parametrize("end", [None, -1], ids=["with its payload", "where the payload is missing"])
+def test_a_known_header_of_another_length_than_is_told_is_not_taken(told: int, end: int | None) -> None:
+    frame = call_frame(1)
+    wire.decode(frame)
+    with pytest.raises(ProtocolError):
+        wire.decode((frame[:4] + told.to_bytes(4, "big") + frame[8:])[:end])
+
+
+@pytest.mark.parametrize("left", range(wire.PREFIX.size + 2))
+def test_a_known_header_without_its_end_or_payload_is_not_taken(left: int) -> None:
+    frame = call_frame(1)
+    wire.decode(frame)
+    with pytest.raises(ProtocolError):
+        wire.decode(frame[: len(frame) - 1 - left])
+
+
+def test_known_headers_are_limited() -> None:
+    long = "long::" + "x" * 250
+    for at in range(wire._KNOWN_COUNT + 10):
+        wire.decode(call_frame(1, f"known::header{at}"))
+        assert len(wire._known_headers) <= wire._KNOWN_COUNT
+    assert wire.decode(call_frame(1, long)) == wire.decode(call_frame(1, long))
+    assert sum(map(len, wire._known_headers)) <= wire._KNOWN_COUNT * wire._KNOWN_BYTES
