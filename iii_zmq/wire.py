@@ -714,6 +714,7 @@ FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message
 _NO_FIELDS: Final = b"\x90"
 _SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
 _known_headers: Final[dict[bytes, Call]] = {}  # what was in them, in a Call without a payload
+_packed_headers: Final[dict[tuple[str, str, int, str, int, int], bytes]] = {}
 _KNOWN_COUNT: Final = 1024
 _KNOWN_BYTES: Final = 512
 _SIX: Final = 0x96  # how an array of six begins
@@ -786,7 +787,15 @@ def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tu
 
 
 def _call_header(call: Call) -> bytes:
-    return pack((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
+    fields = (call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence)
+    header = _packed_headers.get(fields)
+    if header is None:
+        header = pack(fields)
+        if len(_packed_headers) >= _KNOWN_COUNT:
+            _packed_headers.clear()
+        if len(header) <= _KNOWN_BYTES:
+            _packed_headers[fields] = header
+    return header
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {

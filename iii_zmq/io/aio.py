@@ -156,9 +156,8 @@ class AsyncWorker:
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> Any:
         """The function's answer; `worker` (an id) asks for that provider. Raises: CallFailed, see errors.py."""
-        loop = self._check_started()
-        data = asking.check_call(function_id, payload, timeout, worker)
-        number, answer = loop.call(function_id, data, asking.inherit_deadline(timeout), worker or "")
+        loop = self._loop or self._check_started()
+        number, answer = loop.call(function_id, payload, timeout, worker)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -169,9 +168,8 @@ class AsyncWorker:
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> asyncio.Future[Any]:
         """As `call`, but returns a future at once. Cancelling it gives the call up."""
-        loop = self._check_started()
-        data = asking.check_call(function_id, payload, timeout, worker)
-        return loop.submit(function_id, data, asking.inherit_deadline(timeout), worker or "")
+        loop = self._loop or self._check_started()
+        return loop.submit(function_id, payload, timeout, worker)
 
     async def send(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None

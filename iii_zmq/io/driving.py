@@ -24,11 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from .. import errors, wire
 from ..core.signals import CallEnded, Event, RunCall
 from ..core.worker import WorkerCore
+from .asking import check_call, inherit_deadline
 from .desk import Desk
 from .futures import CallFuture
 from .handlers import Handlers
@@ -150,6 +151,13 @@ class Driver:
         if isinstance(slot.outcome, errors.CallFailed):
             raise slot.outcome
         return slot.outcome
+
+    def ask(self, function_id: Any, payload: Any, timeout: Any, worker: Any) -> CallFuture:
+        """From any thread. Raises: TypeError, ValueError, Closed."""
+        if self.unusable is not None:
+            raise errors.Closed(self.unusable)
+        data = check_call(function_id, payload, timeout, worker)
+        return self.submit(function_id, data, inherit_deadline(timeout), worker or "")
 
     def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
         """From any thread."""

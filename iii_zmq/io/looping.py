@@ -16,7 +16,7 @@ from .. import errors, wire
 from ..core.signals import CallEnded, CancelCall, Event, RunCall
 from ..core.worker import WorkerCore
 from . import keeper
-from .asking import unpack_result
+from .asking import check_call, inherit_deadline, unpack_result
 from .desk import Desk
 from .futures import AsyncCallFuture
 from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back
@@ -70,28 +70,30 @@ class Loop:
         if running is not self._loop and running is not None:
             raise RuntimeError("the worker belongs to another event loop: make one in this loop")
 
-    def call(
-        self, function_id: str, payload: wire.Payload, timeout: float, target: str
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def call(self, function_id: Any, payload: Any, timeout: Any, worker: Any) -> tuple[int, asyncio.Future[Any]]:
         """The call's number, and what it ends; who does not wait for that any more is to `give_up`.
 
         A future of asyncio's own: a task that waits for one of another class takes longer to wake.
-        Raises: Busy, Closed.
+        Raises: TypeError, ValueError, Busy, Closed, RuntimeError as `check`.
         """
+        self.check()
+        data = check_call(function_id, payload, timeout, worker)
         future: asyncio.Future[Any] = self._loop.create_future()
-        return self._begin(function_id, payload, timeout, target, future), future
+        return self._begin(function_id, data, timeout, worker, future), future
 
-    def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> AsyncCallFuture:
-        """A future that gives the call up by itself. Raises: Busy, Closed."""
+    def submit(self, function_id: Any, payload: Any, timeout: Any, worker: Any) -> AsyncCallFuture:
+        """A future that gives the call up by itself. Raises: as `call`."""
+        self.check()
+        data = check_call(function_id, payload, timeout, worker)
         future = AsyncCallFuture(loop=self._loop)
-        number = self._begin(function_id, payload, timeout, target, future)
+        number = self._begin(function_id, data, timeout, worker, future)
         future.give_up = lambda: self.give_up(number)
         return future
 
     def _begin(
-        self, function_id: str, payload: wire.Payload, timeout: float, target: str, future: asyncio.Future[Any]
+        self, function_id: str, data: wire.Payload, timeout: float, worker: str | None, future: asyncio.Future[Any]
     ) -> int:
-        number = self.core.call(function_id, payload, timeout, _clock(), target)
+        number = self.core.call(function_id, data, inherit_deadline(timeout), _clock(), worker or "")
         self._waiters[number] = future
         self.turn_soon()
         return number

@@ -175,9 +175,8 @@ class Worker:
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> CallFuture:
         """As `call`, but returns a `concurrent.futures.Future` at once. Cancelling it gives the call up."""
-        driver = self._check_started()
-        data = asking.check_call(function_id, payload, timeout, worker)
-        return driver.submit(function_id, data, asking.inherit_deadline(timeout), worker or "")
+        driver = self._driver or self._check_started()
+        return driver.ask(function_id, payload, timeout, worker)
 
     def send(self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None) -> None:
         """As `call`, but wants no answer: returns when it is on its way. What fails later is only counted.
