@@ -6,6 +6,7 @@ that the serve thread drives, at the latest when nobody has for a moment. The ke
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -249,3 +250,90 @@ def test_close_ends_who_drives_for_a_future(caller: Worker) -> None:
     threading.Timer(0.05, caller.close).start()
     with pytest.raises((BrokerLost, Closed)):
         held.result(PATIENCE_S)
+
+
+# -- a future by itself ------------------------------------------------------------------------------------------------
+
+
+class Elsewhere:
+    """A driver that leaves all driving to others."""
+
+    def finish(self, future: futures.CallFuture, timeout: float | None) -> None: ...
+    def block(self, future: futures.CallFuture) -> None: ...
+    def forget(self, future: futures.CallFuture) -> None: ...
+    def serve_callbacks(self) -> None: ...
+
+
+def test_it_has_whatever_futures_of_this_python_have() -> None:
+    """Its own `__init__` takes the place of Future's."""
+    future = futures.CallFuture(Elsewhere())
+    assert not future.done()
+    assert [name for name in vars(Future()) if not hasattr(future, name)] == []
+
+
+def test_a_future_that_ended_before_anybody_looked_is_as_any_other() -> None:
+    def ended() -> futures.CallFuture:
+        future = futures.CallFuture(Elsewhere())
+        future.end(b"\x07")
+        return future
+
+    assert ended().result() == ended().result(0.0) == 7
+    assert (ended().exception(), ended().done(), ended().running(), ended().cancelled()) == (None, True, False, False)
+    assert not ended().cancel()
+    assert "finished returned int" in repr(ended())
+    one = ended()
+    assert wait([one], 0.0).done == {one}
+    heard: list[Future[Any]] = []
+    one.add_done_callback(heard.append)
+    assert heard == [one]
+    assert (one.result(), one.result(0.0)) == (7, 7)
+
+
+@pytest.fixture
+def hasty_switching() -> Iterator[None]:
+    """Threads take turns at every opportunity."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_switching")
+def test_threads_that_begin_to_wait_at_once_wait_on_the_same() -> None:
+    rounds = [(futures.CallFuture(Elsewhere()), threading.Barrier(4)) for _ in range(500)]
+    heard: list[Future[Any]] = []
+
+    def wait_on_each() -> None:
+        for future, all_are_here in rounds:
+            all_are_here.wait(PATIENCE_S)
+            future.add_done_callback(heard.append)
+
+    waiters = [threading.Thread(target=wait_on_each) for _ in range(4)]
+    for one in waiters:
+        one.start()
+    for one in waiters:
+        one.join()
+    for future, _ in rounds:
+        future.end(b"\x07")
+    assert len(heard) == 4 * len(rounds)
+
+
+@pytest.mark.usefixtures("hasty_switching")
+@pytest.mark.parametrize("how", ["result", "callback", "wait", "cancel"])
+def test_a_future_that_ends_while_somebody_begins_to_wait(how: str) -> None:
+    """Who makes the Condition and who ends the future without one are told apart under a lock."""
+    for _ in range(1_000):
+        future = futures.CallFuture(Elsewhere())
+        ender = threading.Thread(target=future.end, args=(b"\x07",))
+        ender.start()
+        if how == "callback":
+            came = threading.Event()
+            future.add_done_callback(lambda _, came=came: came.set())  # type: ignore[misc]
+            assert came.wait(PATIENCE_S)
+        elif how == "wait":
+            assert wait([future], PATIENCE_S).done == {future}
+        elif how == "cancel":
+            assert future.cancel() == future.cancelled()
+        if not future.cancelled():
+            assert future.result(PATIENCE_S) == 7
+        ender.join()
