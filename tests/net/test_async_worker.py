@@ -416,3 +416,25 @@ def test_after_the_death_of_the_broker_all_comes_back() -> None:
                 await worker.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "send"])
+def test_a_worker_is_used_in_its_own_loop_only(url: str, how: str) -> None:
+    """Also where the same thread runs another one: what is asked would wait for a loop that stands still."""
+
+    async def ask(worker: AsyncWorker) -> None:
+        answer = getattr(worker, how)("engine::ping", timeout=5.0)
+        await answer
+
+    loop = asyncio.new_event_loop()
+    try:
+        worker = AsyncWorker("worker", url)
+        loop.run_until_complete(worker.start())
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(ask(worker))
+        loop.run_until_complete(ask(worker))
+        loop.run_until_complete(worker.close())
+    finally:
+        loop.close()
+    with pytest.raises(Closed, match="closed"):
+        asyncio.run(ask(worker))
