@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import json
 import logging
@@ -11,7 +10,7 @@ import os
 import signal
 import sys
 
-from .. import wire
+from ..io import memory
 from ..io.addresses import AddressInUse
 from ..io.broker import Broker
 from .exits import CommandError, Exit, usage
@@ -20,15 +19,12 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 HEARTBEAT_MIN_S = 0.01
 TTL_MAX_S = 6500.0  # ZMTP tells it in tenths of a second, in 16 bits
 
-FREE_BYTES_KEPT = 256 * 1024 * 1024  # freed memory that is not given back at once
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENAS = -1, -3, -8  # malloc.h; the last is M_ARENA_MAX there
-
 
 def serve(url: str, stream_url: str | None, *, heartbeat_s: float, ttl_s: float, log_level: str, as_json: bool) -> None:
     """Serves until SIGINT or SIGTERM. Raises: CommandError."""
     _check(heartbeat_s, ttl_s, log_level)
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    _keep_freed_memory()
+    memory.keep_in_broker()
     try:
         broker = Broker(url, stream_url, heartbeat_s=heartbeat_s, ttl_s=ttl_s)
     except ValueError as error:
@@ -48,19 +44,6 @@ def _check(heartbeat_s: float, ttl_s: float, log_level: str) -> None:
         raise usage(f"a heartbeat of {heartbeat_s} s; expected {HEARTBEAT_MIN_S} or more")
     if not heartbeat_s < ttl_s <= TTL_MAX_S:
         raise usage(f"a ttl of {ttl_s} s; expected more than the heartbeat ({heartbeat_s}), at most {TTL_MAX_S:g}")
-
-
-def _keep_freed_memory() -> None:
-    """What large payloads lay in is there for the next ones, which else are fresh pages, 2 us and more each.
-
-    One arena, because glibc unmaps those of other threads, such as libzmq's, in pieces of 64 MB. Whoever has set
-    MALLOC_TRIM_THRESHOLD_ has decided. Another libc has no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        mallopt(_M_ARENAS, 1)
-        mallopt(_M_MMAP_THRESHOLD, wire.PAYLOAD_BYTES_MAX)
-        mallopt(_M_TRIM_THRESHOLD, FREE_BYTES_KEPT)
 
 
 def _bind(broker: Broker) -> None:

@@ -17,6 +17,7 @@ import sys
 import zmq
 
 from .. import wire
+from . import memory
 
 # Messages for one slow reader. Above it libzmq drops deltas, which gaps in seq turn into a sync: whoever is that far
 # behind has, with one delta in each, missed more than the history holds and needs a snapshot anyway.
@@ -148,6 +149,7 @@ def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
 
     What came as a frame goes on as that very frame: pyzmq would have its collector's thread keep anything else alive.
     """
+    memory.keep()
     if isinstance(payload, wire.Split):
         socket.send(payload.head, _MORE)
         payload = payload.rest
@@ -160,6 +162,7 @@ def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
 
 def receive_payload(socket: zmq.Socket[bytes]) -> wire.Payload:
     """The frames behind the first one of a message that has more; uncopied. There may be more still."""
+    memory.keep()
     frame = socket.recv(_NOBLOCK, copy=False)
     if not frame.more:
         return frame.buffer

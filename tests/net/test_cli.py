@@ -10,13 +10,11 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from iii_zmq import Worker, wire
-from iii_zmq.cli import serving
 from iii_zmq.cli.app import run as run_here
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.commands import Done, finish, run, running
@@ -604,17 +602,3 @@ def _joined(watcher: Worker, count: int) -> None:
     until = time.monotonic() + 10
     while watcher.call("engine::status")["sessions"] < 1 + count:
         assert time.monotonic() < until
-
-
-@pytest.mark.parametrize("decided", [False, True])
-def test_the_broker_keeps_freed_memory_unless_the_user_has_decided(
-    monkeypatch: pytest.MonkeyPatch, decided: bool
-) -> None:
-    told: list[tuple[int, int]] = []
-    libc = SimpleNamespace(mallopt=lambda what, value: told.append((what, value)))
-    monkeypatch.setattr(serving.ctypes, "CDLL", lambda _: libc)
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    if decided:
-        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    serving._keep_freed_memory()
-    assert told == ([] if decided else [(-8, 1), (-3, wire.PAYLOAD_BYTES_MAX), (-1, serving.FREE_BYTES_KEPT)])
