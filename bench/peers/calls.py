@@ -25,6 +25,7 @@ PAYLOAD_WINDOW = 4
 MANY, QUICK_MANY = 8, 2
 SECONDS = {LATENCY: 0.4, RATE: 0.25, PAYLOAD: 0.25}  # of one round of one subject
 QUICK_SECONDS = 0.05
+UP_TO_SPEED_S = 0.25  # before each round: for 0.2 s after a pause the kernel leaves a CPU idle beside a queue
 LEAD_NS = 20_000_000  # from telling the callers to the moment when all begin
 ANSWER_S = 60.0  # 1,000 calls to the slowest
 
@@ -46,7 +47,11 @@ class Rig:
     callers: list[Child]
 
     def take(self, case: Case, seconds: float) -> dict[str, float]:
-        """One round."""
+        """One round, of callers that call already."""
+        self._round(case, min(seconds, UP_TO_SPEED_S))
+        return self._round(case, seconds)
+
+    def _round(self, case: Case, seconds: float) -> dict[str, float]:
         groups = {"callers": self.callers, "server": self.servers, "providers": self.providers}
         before = {name: cpu_of(group) for name, group in groups.items()}
         at, share, rest = time.monotonic_ns() + LEAD_NS, *divmod(case.window, len(self.callers))

@@ -127,7 +127,8 @@ def _head(results: Results) -> Iterator[str]:
     yield (
         "A figure is the median of rounds that alternate between the subjects, with the lowest and the highest round "
         "in brackets. *To Worker* is the figure by that of iii_zmq's `Worker`: above 1 the subject's figure is larger. "
-        "It is taken round by round where the subjects took turns, else from the medians. Machines differ, and so do "
+        "It is taken round by round where the subjects took turns, else from the medians. Before a round of calls the "
+        "same calls are made for up to a quarter of a second, uncounted. Machines differ, and so do "
         "minutes on one machine: compare ratios. *Pinned* means that all processes share one CPU; *free*, that they "
         "run wherever the kernel puts them. All rounds are in [benchmarks.json](benchmarks.json)."
     )
