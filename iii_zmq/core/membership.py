@@ -44,6 +44,9 @@ _WAY = {GREETING: 1, OPENING: 2, OPEN: 3}
 HEARTBEAT_MS = 500  # until a Welcome tells the broker's
 TTL_MS = 2000
 SILENT_AFTER = 3  # heartbeats without a word on the stream
+# Heartbeats leave with the beacon, which wakes an idle worker anyway: with a timer of their own it would wake twice. In
+# heartbeats: how much longer than one they wait for a beacon, and how much earlier than then a beacon may be.
+BEACON_GRACE, BEACON_EARLY = 0.2, 0.7
 ANSWER_S = 5.0  # for a Welcome, and from it to the first part: as long as the broker waits for a presence
 ANSWER_BEATS = 4  # the same, where the heartbeat is long
 FRESH_S = 5.0  # without a handshake: libzmq stops retrying after some refusals, without a word
@@ -94,7 +97,7 @@ class Membership:
         self._attempts = 0
         self._phase_due = math.inf
         self._opened_at = math.inf  # of the session since the latest `reconnect`
-        self._heartbeat_at = math.inf
+        self._heartbeat_at = math.inf  # when the next one leaves, beacon or not
         self._heard_at = 0.0  # the latest word on the stream
         self._silence_s = math.inf  # without one, and the stream must be broken
 
@@ -168,7 +171,7 @@ class Membership:
         self._enter(OPEN, math.inf)
         self.trouble = ""
         self._opened_at = self._heard_at = now
-        self._heartbeat_at = now + self.heartbeat_s
+        self._heartbeat_at = now + (1.0 + BEACON_GRACE) * self.heartbeat_s
         self._silence_s = SILENT_AFTER * self.heartbeat_s
 
     def level(self) -> None:
@@ -216,12 +219,13 @@ class Membership:
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def pop_heartbeat(self, now: float) -> int | None:
-        """The loop's worst lag in milliseconds if a heartbeat is due now, which it then counts as sent."""
-        if self.phase != OPEN or now < self._heartbeat_at:
+    def pop_heartbeat(self, now: float, *, with_beacon: bool = False) -> int | None:
+        """The loop's worst lag in milliseconds if a heartbeat is to leave now, which it then counts as sent."""
+        early_s = BEACON_EARLY * self.heartbeat_s if with_beacon else 0.0
+        if self.phase != OPEN or now < self._heartbeat_at - early_s:
             return None
-        lag_s = now - self._heartbeat_at
-        self._heartbeat_at = now + self.heartbeat_s
+        lag_s = max(0.0, now - self._heartbeat_at)
+        self._heartbeat_at = now + (1.0 + BEACON_GRACE) * self.heartbeat_s
         if lag_s > self.heartbeat_s:  # we slept: what the stream had to say may still lie unread
             self._heard_at = max(self._heard_at, now - self.heartbeat_s)
         return int(lag_s * 1000)

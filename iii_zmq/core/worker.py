@@ -358,6 +358,7 @@ class WorkerCore:
             self._apply(lambda: self.replica.on_deltas(message), now)
         else:
             self._apply(lambda: self.replica.on_beacon(message), now)
+            self._beat(self.membership.pop_heartbeat(now, with_beacon=True))
 
     def _apply(self, feed: Callable[[], list[Change]], now: float) -> None:
         """Feeds the replica; what it can't read is dropped, and shows as a gap or as an answer of no use."""
@@ -449,15 +450,17 @@ class WorkerCore:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def _tick_open(self, now: float) -> None:
-        lag_ms = self.membership.pop_heartbeat(now)
-        if lag_ms is not None:
-            epoch, seq = self.replica.position
-            self._outbox.append((BROKER, wire.Heartbeat(self._new_number(), epoch, seq, len(self.incoming), lag_ms)))
+        self._beat(self.membership.pop_heartbeat(now))
         if self.membership.silent(now):
             self.counters["streams_silent"] += 1
             self._say_hello(now)
         else:
             self._follow(now)
+
+    def _beat(self, lag_ms: int | None) -> None:
+        if lag_ms is not None:
+            epoch, seq = self.replica.position
+            self._outbox.append((BROKER, wire.Heartbeat(self._new_number(), epoch, seq, len(self.incoming), lag_ms)))
 
     def _on_overdue(self, phase: str, now: float) -> None:
         if phase in (PAUSING, AWAITING_CONNECTION):

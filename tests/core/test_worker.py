@@ -428,13 +428,55 @@ def test_a_refused_hello_is_the_end_or_not(place: Place) -> None:
 
 def test_heartbeats_tell_position_load_and_lag(offering: Place) -> None:
     offering.hear(call_for(5))
-    offering.wait(0.75)
+    offering.wait(0.85)
     (heartbeat,) = offering.sent(wire.Heartbeat)
     assert (heartbeat.epoch, heartbeat.seq, heartbeat.load, heartbeat.lag_ms) == ("e", 2, 1, 250)
-    offering.wait(0.4)
+    offering.wait(0.5)
     assert offering.sent(wire.Heartbeat) == []
     offering.wait(0.1)
     assert offering.sent(wire.Heartbeat)[0].lag_ms == 0
+
+
+def test_an_idle_worker_wakes_once_a_heartbeat(offering: Place) -> None:
+    """A heartbeat by a timer of its own, between two beacons, woke a thousand idle workers twice as often: half of one
+    processor, and on a slow one their sessions were lost.
+    """
+    wakes = heartbeats = 0
+    began = offering.now + 0.37  # the worker joined some time between two beacons
+    for number in range(20):
+        beacon_at = began + 0.5 * number + 0.02 * (number % 3)
+        while (due_at := offering.now + offering.due_in()) < beacon_at:
+            offering.wait(due_at - offering.now)
+            wakes += 1
+            heartbeats += len(offering.sent(wire.Heartbeat))
+        offering.now = beacon_at
+        offering.stream(offering.truth.beacon())
+        wakes += 1
+        heartbeats += len(offering.sent(wire.Heartbeat))
+    assert wakes <= 22  # timers of their own only until the two have met
+    assert 19 <= heartbeats <= 21
+
+
+def test_a_heartbeat_that_leaves_with_the_beacon_tells_the_position_after_it(offering: Place) -> None:
+    offering.wait(0.5)
+    assert offering.sent() == []
+    offering.stream(offering.truth.beacon())
+    (heartbeat,) = offering.sent(wire.Heartbeat)
+    assert (heartbeat.seq, heartbeat.lag_ms) == (offering.truth.seq, 0)
+
+
+def test_a_beacon_soon_after_a_heartbeat_makes_none(offering: Place) -> None:
+    for seconds in (0.5, 0.2):
+        offering.wait(seconds)
+        offering.stream(offering.truth.beacon())
+    assert len(offering.sent(wire.Heartbeat)) == 1
+
+
+def test_a_heartbeat_with_a_late_beacon_tells_how_late_the_loop_is(offering: Place) -> None:
+    """We were busy: the beacon lay unread, and is read before the timers are looked at."""
+    offering.now += 0.85
+    offering.stream(offering.truth.beacon())
+    assert [heartbeat.lag_ms for heartbeat in offering.sent(wire.Heartbeat)] == [250]
 
 
 def test_a_silent_stream_is_renewed_on_the_same_connection(offering: Place) -> None:
@@ -466,7 +508,7 @@ def test_a_stream_with_beacons_is_not_silent(joined: Place) -> None:
 def test_after_a_long_sleep_the_stream_gets_time_to_be_read(joined: Place) -> None:
     joined.wait(20)
     assert joined.sent(wire.Hello) == []
-    assert joined.core.next_deadline() == joined.now + 0.5
+    assert joined.core.next_deadline() == joined.now + 0.6
     joined.wait(0.5)
     joined.wait(0.5)
     assert len(joined.sent(wire.Hello)) == 1
