@@ -18,7 +18,6 @@ it is. A note that was posted is read: by the driver of the moment, or by the se
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from typing import Any, Final, TypeVar, cast
 from .. import errors, wire
 from ..core.signals import CallEnded, Event, RunCall
 from ..core.worker import WorkerCore
+from . import hosting
 from .asking import check_call, inherit_deadline
 from .desk import Desk
 from .futures import CallFuture
@@ -48,36 +48,11 @@ NOTES_S: Final = 0.1  # after a note, everything is waited for so long: more not
 HOLD_S: Final = 0.0005  # calls that follow each other so soon may leave together, after answers that came together
 WATCH_S: Final = 0.002  # while futures are open, and their own thread drives: for so long nobody else need
 PATIENCE_S: Final = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
-IN_TURN_S: Final = 0.1  # how long a thread waits for others of its process that are reading their sockets
 PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often
 
 _T = TypeVar("_T")
 _clock: Final = time.monotonic
 _ident: Final = threading.get_ident
-
-
-_pumping = threading.Lock()  # of this process
-
-
-def _pump_in_turn(link: Link) -> bool:
-    """`link.pump()`, one thread of this process after another. It lets go of the GIL at every message: a hundred
-    threads that a delta woke would take it from each other each time. Nobody is held up for long, whoever holds it."""
-    lock = _pumping
-    is_mine = lock.acquire(timeout=IN_TURN_S)
-    try:
-        return link.pump()
-    finally:
-        if is_mine:
-            lock.release()
-
-
-def _after_fork() -> None:
-    """In the child: a thread that is only in the parent may have held the lock."""
-    global _pumping
-    _pumping = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 class Driver:
@@ -88,6 +63,7 @@ class Driver:
         self.desk = Desk(core.profile.name, listeners)
         self._notes = Notes()
         self.link = Link(core, self._notes.fd)
+        self._guest = hosting.Guest(self.link, self._notes.fd, self.take_turn)
         self.runner = Runner(core.profile.name, threads, handlers, core.incoming, self.post, self.link.flush, self._ran)
         self.ended = False
         self.unusable: str | None = None  # why nothing can be asked any more
@@ -107,6 +83,7 @@ class Driver:
         self._permanent = False
         self.serving = False  # the serve thread drives, or is about to
         self._watching = False  # it is about to look whether somebody drives
+        self._is_hosted = False  # it sleeps to the end, and io/hosting drives instead
         # Of a thread that asks futures for their results.
         self._may_step_aside = True  # there is only one, and no future ever had a callback
         self._stepped_aside = False  # for that thread, which drives by itself
@@ -368,21 +345,44 @@ class Driver:
         self._serve_ident = _ident()
         try:
             while not self.ended:
-                if self.serving:
-                    with self._lock:
-                        while not self._may_park():
-                            self.turn()
+                if self.serving and not self._is_hosted:
+                    self._serve_on()
                 if not self.ended:  # in the child of a callback that forked, nobody is there to call us up
                     self._park.acquire()
                 if self._watching:
                     self._watch_over()
         except BaseException:
-            log.critical(
-                "%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True
-            )
-            with self._lock:
-                self.end()
+            self._fail()
             raise
+
+    def _serve_on(self) -> None:
+        """Until there is no reason to, or one thread had better serve all the workers that are here."""
+        with self._lock:
+            while not self._may_park():
+                if self._permanent and hosting.many():
+                    self._is_hosted = True
+                    self._serve_ident = 0
+                    break
+                self.turn()
+        if self._is_hosted:
+            hosting.host().take_in(self._guest)
+
+    def take_turn(self) -> float | None:
+        """For the host: one turn. For how long nothing is due then; None when this worker has ended."""
+        with self._lock:
+            self._serve_ident = _ident()
+            try:
+                self.turn(0.0)
+            except BaseException:
+                self._fail()
+            finally:
+                self._serve_ident = 0
+            return None if self.ended else self.link.wait_ms() / 1000
+
+    def _fail(self) -> None:
+        log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True)
+        with self._lock:
+            self.end()
 
     def _may_park(self) -> bool:
         """Parks if there is no reason to serve; the gate sees to it that no note is overlooked."""
@@ -460,7 +460,7 @@ class Driver:
         if is_noted:
             self._notes.hear()
             self._alone_from = now + NOTES_S
-        if _pump_in_turn(link) and now > self._alone_from:
+        if link.pump() and now > self._alone_from:
             self._alone_until = now + ALONE_S
 
     def end(self) -> None:
@@ -477,6 +477,7 @@ class Driver:
         self._read_notes()
         self._conditions.look()
         self.link.close()
+        self._guest.leave()
         self._notes.close()
         self.runner.close()
         self._park.release()
