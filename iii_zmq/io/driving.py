@@ -77,7 +77,8 @@ class Driver:
         self._alone_until = 0.0  # the control socket may be waited for alone
         # Under the gate.
         self._gate = threading.Lock()
-        self._park = threading.Semaphore(0)
+        self._park = threading.Lock()  # free when the serve thread is to look what there is to do; no Semaphore, which
+        self._park.acquire()  # is made of Python, and took more than looking does, 500 times a second
         self._server: threading.Thread | None = None
         self._serve_ident = 0
         self._permanent = False
@@ -335,7 +336,7 @@ class Driver:
             self.serving = True
             self._stepped_aside = False
             if self._server is not None:
-                self._park.release()
+                self._unpark()
                 return
             name = f"iii-{self.core.profile.name}"
             self._server = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -400,7 +401,7 @@ class Driver:
             self._asked_for = None
             if steps_aside:
                 self._stepped_aside = self._watching = True
-                self._park.release()
+                self._unpark()
             return True
 
     def _watch(self) -> None:
@@ -408,7 +409,12 @@ class Driver:
         with self._gate:
             if not (self.serving or self.ended or self._watching):
                 self._watching = True
-                self._park.release()
+                self._unpark()
+
+    def _unpark(self) -> None:
+        """Under the gate."""
+        if self._park.locked():
+            self._park.release()
 
     def _watch_over(self) -> None:
         """Until there are no open futures, or this thread is to drive."""
@@ -480,7 +486,8 @@ class Driver:
         self._guest.leave()
         self._notes.close()
         self.runner.close()
-        self._park.release()
+        with self._gate:
+            self._unpark()
 
     def _drive_until(self, is_true: Callable[[], bool], until: float | None) -> bool:
         while not is_true():
