@@ -35,7 +35,7 @@ from . import addresses, sockets
 log = logging.getLogger("iii_zmq.broker")
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
-BURST_MAX: Final = 256  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
+BURST_MAX: Final = 1024  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
 BURST_S: Final = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
 CLOSING_S = 0.1  # for peers to read the last words: a DEALER with IMMEDIATE drops what is unread with its connection
 COMPLAIN_S: Final = 1.0  # between two lines about dropped messages
