@@ -86,8 +86,9 @@ def _changes(run: Run, mode: str, count: int) -> None:
             continue
         say(f"{where}: {subject.name}")
         with Children(pinned=mode == "pinned") as children:
-            found = run.open(subject, children, where, lambda peer: Watched(peer, count))
+            # The floor first: while ten interpreters start, a subject of a thousand misses heartbeats.
             floor = run.open(Fanout, children, where, lambda peer: Watched(peer, count))
+            found = run.open(subject, children, where, lambda peer: Watched(peer, count))
             if found is None or floor is None:
                 continue
             samples = run.alternate(where, {subject: found.take, Fanout: floor.take}, SLOW_S)
