@@ -8,7 +8,8 @@
 Reasons for a serve thread: `start()`, functions on offer, callbacks, or open futures. For the last it parks again when
 all are done, so that a script's later calls are direct again. And it steps aside for a thread that asks one future
 after another for its result: that one drives by itself then, submits included, and the serve thread only watches, to
-take over when nobody has driven for WATCH_S.
+take over when nobody has driven for WATCH_S. Where many workers are in one process, a serve thread that has a lasting
+reason leaves its place to the host of all of them (io/hosting), and sleeps.
 
 Invariant: `_lock` is held by whoever touches link, core, waiters or events; the serve thread holds it while it serves,
 handlers and callbacks included. So no heartbeat leaves while an inline handler runs: that worker shows as stalled, as

@@ -106,7 +106,11 @@ class Host:
             news = self._epoll.poll(self._wait_s())
             with self._lock:
                 self._note(news)
-            while self._hosting == number and (guest := self._next()) is not None:
+                queued = len(self._queue)
+            for _ in range(queued):  # who is flooded is queued again each time: the others' news are to be heard, too
+                if self._hosting != number:
+                    break
+                guest = self._next()
                 wait_s = guest.take_turn()
                 if self is not _host:  # the guest has forked, and this is the child: the epoll is the parent's, too
                     return
@@ -135,11 +139,9 @@ class Host:
             guest.is_queued, guest.due_at = True, math.inf
             self._queue.append(guest)
 
-    def _next(self) -> Guest | None:
+    def _next(self) -> Guest:
         """Who has its turn now."""
         with self._lock:
-            if not self._queue:
-                return None
             guest = self._queue.popleft()
             guest.is_queued, guest.has_turn = False, True
             self._turns += 1

@@ -49,6 +49,9 @@ class Worker:
     lowest latency. `credit`: how many calls the broker hands over before it queues. `retry`: wait for a broker that is
     not there yet, instead of raising after `connect_timeout` seconds. `observer`: join without a row in the registry.
 
+    Callbacks and inline handlers of one worker run one after the other, but not always in the same thread: where a
+    process has eight workers or more, one thread serves them all, and another one goes on when it is kept for long.
+
     Raises: TypeError, ValueError. Does no I/O.
     """
 

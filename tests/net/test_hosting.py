@@ -294,6 +294,21 @@ def test_other_descriptors_are_watched_after_the_turn_that_made_them(place: Plac
     assert place.has_begun()
 
 
+def test_a_guest_that_is_flooded_keeps_no_other_from_its_turns(host: Host, place: Place) -> None:
+    """Its every turn makes another one due at once: until the queue was empty, nobody else's news were heard."""
+    floods = Place()
+    floods.waits.extend([0.0] * 100_000)
+    floods.may_end.release(100_000)
+    host.take_in(floods.guest)
+    assert floods.has_begun()
+    for _ in range(3):
+        place.write()
+        place.may_end.release()
+        assert place.has_begun()
+    assert floods.waits, "it was flooded all the time"
+    floods.waits.clear()
+
+
 def test_hosts_that_were_replaced_go(host: Host) -> None:
     places = [Place() for _ in range(4)]
     for place in places:
