@@ -42,7 +42,9 @@ from .waiting import Condition, Conditions, Slot
 
 log = logging.getLogger("iii_zmq.worker")
 
-OVER_S = 0.2  # how often a thread that waits for another one's serving looks whether it was told to end
+# How often a thread that waits for another one's serving looks whether it was told to end. A signal that comes just
+# before the main thread begins to wait does not end that wait: a Ctrl-C would be heard of with the next change.
+OVER_S: Final = 0.2
 ALONE_S: Final = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
 NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
 NOTES_S: Final = 0.1  # after a note, everything is waited for so long: more notes may come
@@ -273,7 +275,9 @@ class Driver:
         condition = Condition(lambda: is_true() or self.ended)
         self.post(lambda: self._conditions.add(condition))
         try:
-            condition.came.wait(timeout)
+            left = OVER_S if until is None else until - _clock()
+            while left > 0 and not condition.came.wait(min(left, OVER_S)):  # see OVER_S
+                left = OVER_S if until is None else until - _clock()
         finally:
             if not condition.came.is_set():
                 self.post(lambda: self._conditions.forget(condition))
