@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-MANY: Final = 8  # workers of a process
-TURN_S: Final = 0.005  # of one guest, before the deputy takes over
+MANY: Final = 8  # workers of a process: with ten a change is soon enough either way, with a hundred it is not
+TURN_S: Final = 0.005  # of one guest, before the deputy takes over; what a thread waits for the GIL before it asks
 RESTING_AFTER: Final = 20  # looks of the deputy, TURN_S apart, that found the host idle
 
 _clock: Final = time.monotonic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import socket
@@ -181,6 +182,16 @@ def test_a_callback_may_fork_and_the_others_stay_hosted(broker: RunningBroker) -
         env=environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("all heard\n", 0), done.stderr
+
+
+def test_a_signal_that_comes_just_before_the_main_thread_waits_is_heard(start: Callable[..., Worker]) -> None:
+    """It ends no wait for a lock: `iii-broker watch` did not hear of Ctrl-C on a busy machine, where it was served."""
+    worker = start("served")
+    threading.Timer(0.1, _thread.interrupt_main).start()  # as such a signal, it is noted and wakes nobody
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        worker.wait_for("never::there", timeout=PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 # -- the host by itself ------------------------------------------------------------------------------------------------
