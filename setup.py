@@ -13,12 +13,15 @@ from typing import Any
 from setuptools import setup
 
 # Classes that users meet stay Python: they may be subclassed, pickled and looked into.
-PLAIN = {"iii_zmq/core/__init__.py", "iii_zmq/core/views.py"}
+PLAIN = {*glob("iii_zmq/core/**/__init__.py", recursive=True), "iii_zmq/core/worker/views.py"}
 # Of the shells, what a call passes through, but not what users meet, or what inherits from classes of Python's own.
-SHELLS = ("asking", "broker", "desk", "driving", "forks", "handlers", "link", "looping", "notes", "running", "waiting")
+SHELLS = (
+    "broker", "worker/async_driver", "worker/desk", "worker/forks", "worker/handlers", "worker/link", "worker/notes",
+    "worker/payloads", "worker/running", "worker/sync_driver", "worker/waiting",
+)  # fmt: skip
 COMPILED = [
     "iii_zmq/wire.py",
-    *sorted(set(glob("iii_zmq/core/*.py")) - PLAIN),
+    *sorted(set(glob("iii_zmq/core/**/*.py", recursive=True)) - PLAIN),
     *(f"iii_zmq/io/{name}.py" for name in SHELLS),
 ]
 

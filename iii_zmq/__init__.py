@@ -29,18 +29,18 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .core.changes import Change, Position
-    from .io.aio import AsyncWorker
-    from .io.face import CurrentCall, current_call
-    from .io.worker import Worker
+    from .core.worker.changes import Change, Position
+    from .io.worker.arguments import CurrentCall, current_call
+    from .io.worker.async_worker import AsyncWorker
+    from .io.worker.sync_worker import Worker
 
 _HOMES = {
-    "AsyncWorker": ".io.aio",
-    "Change": ".core.changes",
-    "CurrentCall": ".io.face",
-    "Position": ".core.changes",
-    "Worker": ".io.worker",
-    "current_call": ".io.face",
+    "AsyncWorker": ".io.worker.async_worker",
+    "Change": ".core.worker.changes",
+    "CurrentCall": ".io.worker.arguments",
+    "Position": ".core.worker.changes",
+    "Worker": ".io.worker.sync_worker",
+    "current_call": ".io.worker.arguments",
 }
 
 __all__ = [

@@ -173,7 +173,7 @@ def functions(
       iii-broker functions --prefix payments:: --json
       iii-broker functions --search refund --worker billing
     """
-    from .looking import Filter, show_functions
+    from .lists import Filter, show_functions
 
     show_functions(url, Filter(prefix, search, worker, all_), as_json)
 
@@ -197,7 +197,7 @@ def workers(
       iii-broker workers --search lab-pc-3
       iii-broker workers --worker billing --json
     """
-    from .looking import Filter, show_workers
+    from .lists import Filter, show_workers
 
     show_workers(url, Filter(prefix, search, worker, all_), as_json)
 
@@ -216,7 +216,7 @@ def info(
       iii-broker info 3f9c2a71d0
       iii-broker info engine::status --json
     """
-    from .looking import show_info
+    from .lists import show_info
 
     show_info(url, id, as_json)
 
@@ -284,7 +284,7 @@ def call(
       echo '[1, 2, 3]' | iii-broker call stats::sum - --json
       iii-broker call cache::clear --worker 3f9c2a71d0
     """
-    from .calling import call
+    from .calls import call
 
     call(url, id, payload or [], timeout, worker, as_json)
 
@@ -303,7 +303,7 @@ def wait(
       iii-broker wait payments::charge && ./start-orders
       iii-broker wait orders::create stock::reserve --timeout 120 --json
     """
-    from .calling import wait
+    from .calls import wait
 
     wait(url, ids, timeout, as_json)
 
@@ -317,7 +317,7 @@ def ping(timeout: Timeout = 5.0, url: Url = None, as_json: AsJson = False) -> No
       iii-broker ping
       iii-broker ping --url tcp://10.0.0.5:5570 --json
     """
-    from .calling import ping
+    from .calls import ping
 
     ping(url, timeout, as_json)
 
@@ -331,7 +331,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
       iii-broker status
       iii-broker status --json
     """
-    from .looking import show_status
+    from .lists import show_status
 
     show_status(url, as_json)
 

@@ -11,7 +11,7 @@ from .. import errors, wire
 from .exits import usage
 
 if TYPE_CHECKING:
-    from ..io.worker import Worker
+    from ..io.worker.sync_worker import Worker
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_MIN_S = 0.25  # with less, a broker on the other side of a LAN would be called unreachable
@@ -24,7 +24,7 @@ _SILENT = logging.NullHandler()
 @contextmanager
 def joined(url: str | None, timeout: float | None = None) -> Iterator[Worker]:
     """An observer whose replica is complete. Raises: CommandError, IIIError."""
-    from ..io.worker import Worker
+    from ..io.worker.sync_worker import Worker
 
     patience_s = CONNECT_TIMEOUT_S if timeout is None else min(CONNECT_TIMEOUT_S, timeout)
     try:

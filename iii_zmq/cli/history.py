@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 
 from .. import errors, wire
-from ..core.changes import Position
-from ..core.collector import Collector
-from ..core.signals import JoinRefused
-from ..core.worker import WorkerCore
-from ..io.face import make_profile
-from ..io.link import Link
+from ..core.worker.changes import Position
+from ..core.worker.collector import Collector
+from ..core.worker.core import WorkerCore
+from ..core.worker.events import JoinRefused
+from ..io.worker.arguments import make_profile
+from ..io.worker.link import Link
 from .client import NAME
 
 TURN_MAX_MS = 100  # Ctrl-C is looked at between two waits

@@ -14,14 +14,14 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..core.changes import Change, Position
+from ..core.worker.changes import Change, Position
 from .client import CONNECT_TIMEOUT_S, joined
 from .exits import one_line, usage
 
 if TYPE_CHECKING:
-    from ..core.replica import Replica
-    from ..io.worker import Worker
-    from .retelling import Present
+    from ..core.worker.replica import Replica
+    from ..io.worker.sync_worker import Worker
+    from .change_lines import Present
 
 STYLES = {
     "worker_joined": "green",
@@ -95,8 +95,8 @@ def _changes(
 
 def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | None:
     """What changed after that position until now; None when the broker can't tell."""
+    from .change_lines import leaves_doubt, retell
     from .history import fetch_past
-    from .retelling import leaves_doubt, retell
 
     epoch = worker.position.epoch
     if asked.epoch not in ("", epoch):
@@ -112,7 +112,7 @@ def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | No
 
 def _present(replica: Replica) -> Present:
     """Names and numbers of providers, all of one position."""
-    from .retelling import Present
+    from .change_lines import Present
 
     while True:
         seq = replica.position.seq

@@ -26,9 +26,9 @@ import zmq
 
 from .. import wire
 from .._version import __version__
-from ..core.broker import BrokerCore
+from ..core.broker.core import BrokerCore
+from ..core.broker.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from ..core.bundles import by_peer, packed
-from ..core.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from ..errors import ProtocolError
 from . import addresses, sockets
 

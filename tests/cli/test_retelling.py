@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iii_zmq import wire
-from iii_zmq.cli.retelling import Present, leaves_doubt, retell
-from iii_zmq.core.changes import Change
-from iii_zmq.core.replica import Replica
+from iii_zmq.cli.change_lines import Present, leaves_doubt, retell
+from iii_zmq.core.worker.changes import Change
+from iii_zmq.core.worker.replica import Replica
 from tests.core.truth import Rows, Truth, offer, worker
 
 WORKERS = ("w1", "w2", "w3")

@@ -17,9 +17,9 @@ from itertools import count
 from typing import Any
 
 from iii_zmq import wire
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.registry import Registry
-from iii_zmq.core.session import (
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.registry import Registry
+from iii_zmq.core.broker.session import (
     BROADCAST,
     EVERYONE,
     Event,

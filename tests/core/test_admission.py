@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iii_zmq import wire
-from iii_zmq.core import admission
-from iii_zmq.core.admission import DEPTH_MAX, is_too_deep
+from iii_zmq.core.broker import admission
+from iii_zmq.core.broker.admission import DEPTH_MAX, is_too_deep
 
 VALUES = st.recursive(
     st.none() | st.integers(0, 9) | st.text(max_size=9),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import answers, registry
-from iii_zmq.core.registry import Registry
-from iii_zmq.core.session import BROADCAST, Subscribed
+from iii_zmq.core.broker import answers, registry
+from iii_zmq.core.broker.registry import Registry
+from iii_zmq.core.broker.session import BROADCAST, Subscribed
 from tests.core.brokerage import Brokerage, Member, leftovers
 
 Part = wire.Snapshot | wire.Replay

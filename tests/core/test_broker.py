@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import attendance, registrations, sessions
-from iii_zmq.core import broker as broker_module
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.session import EVERYONE, Malformed, Settings, Subscribed, Unsubscribed
+from iii_zmq.core.broker import attendance, registrations, sessions
+from iii_zmq.core.broker import core as broker_module
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.session import EVERYONE, Malformed, Settings, Subscribed, Unsubscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 

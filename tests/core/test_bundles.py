@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from iii_zmq import wire
 from iii_zmq.core.bundles import PORTION_MIN, PORTIONS, by_peer, packed, portion
-from iii_zmq.core.membership import Profile
-from iii_zmq.core.shared import SHARED_BYTES_MAX, Shared
-from iii_zmq.core.signals import BROKER
-from iii_zmq.core.worker import WorkerCore
+from iii_zmq.core.worker.core import WorkerCore
+from iii_zmq.core.worker.events import BROKER
+from iii_zmq.core.worker.membership import Profile
+from iii_zmq.core.worker.shared import SHARED_BYTES_MAX, Shared
 from iii_zmq.errors import ProtocolError
 from tests.core.brokerage import Brokerage
 

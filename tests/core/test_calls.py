@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import calls as calls_module
-from iii_zmq.core import queues, routes, unread
-from iii_zmq.core import session as session_module
-from iii_zmq.core.session import Subscribed
+from iii_zmq.core.broker import calls as calls_module
+from iii_zmq.core.broker import queues, routes, unread
+from iii_zmq.core.broker import session as session_module
+from iii_zmq.core.broker.session import Subscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 LARGE = b"\xc6\x00\x01\x00\x01" + bytes(65_537)
@@ -259,7 +259,7 @@ def test_calls_of_several_functions_keep_their_order_too() -> None:
 
 
 def test_a_credit_beyond_the_limit_counts_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iii_zmq.core.attendance.CREDIT_MAX", 3)
+    monkeypatch.setattr("iii_zmq.core.broker.attendance.CREDIT_MAX", 3)
     broker, a, _ = served("f", credit=2**40)
     broker.send("a", *[a.call(number, "f") for number in range(5)])
     assert len(broker.calls("p")) == 3

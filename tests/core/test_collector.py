@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.changes import Position
-from iii_zmq.core.collector import Collector
+from iii_zmq.core.worker.changes import Position
+from iii_zmq.core.worker.collector import Collector
 
 START = Position("e", 4)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.content import Applied, Content, Step, read_step
+from iii_zmq.core.worker.content import Applied, Content, Step, read_step
 from iii_zmq.errors import ProtocolError
 from iii_zmq.wire import RowKey
 from tests.core.truth import Truth, key_of, offer, worker

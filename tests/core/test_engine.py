@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import engine
+from iii_zmq.core.broker import engine
 from tests.core.brokerage import Brokerage, Member, entry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.session import EVERYONE, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.broker.session import EVERYONE, Subscribed, Undelivered, Unsubscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 

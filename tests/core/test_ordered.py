@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iii_zmq.core import ordered
-from iii_zmq.core.ordered import Ordered
+from iii_zmq.core.broker import ordered
+from iii_zmq.core.broker.ordered import Ordered
 
 IDS = st.text("abc", min_size=1, max_size=3)
 STEPS = st.lists(st.tuples(st.booleans(), IDS), max_size=60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iii_zmq.core.patience import SLICES, Patience
+from iii_zmq.core.worker.patience import SLICES, Patience
 
 
 def slices(patience: Patience, late_s: float = 0.0, progress: object = None) -> int:

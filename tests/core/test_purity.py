@@ -36,7 +36,7 @@ IMPURE = (
 
 
 def module_of(file: Path) -> str:
-    """`iii_zmq.core.broker` of iii_zmq/core/broker.py; a package's own name of its `__init__.py`."""
+    """`iii_zmq.core.broker.core` of iii_zmq/core/broker.py; a package's own name of its `__init__.py`."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -150,20 +150,20 @@ def test_clocks_chance_threads_and_sockets_are_not_allowed(name: str) -> None:
         ("import concurrent.futures as later", "concurrent.futures"),
         ("from time import monotonic", "time"),
         ("def f():\n    import zmq.asyncio", "zmq.asyncio"),
-        ("if TYPE_CHECKING:\n    from ..io.link import Link", "iii_zmq.io.link"),
-        ("from ..io import link", "iii_zmq.io.link"),
-        ("from .. import wire", "iii_zmq.wire"),
-        ("from .. import __version__", "iii_zmq"),
-        ("from ..cli.exits import OK", "iii_zmq.cli.exits"),
+        ("if TYPE_CHECKING:\n    from ...io.worker.link import Link", "iii_zmq.io.worker.link"),
+        ("from ...io import sockets", "iii_zmq.io.sockets"),
+        ("from ... import wire", "iii_zmq.wire"),
+        ("from ... import __version__", "iii_zmq"),
+        ("from ...cli.exits import OK", "iii_zmq.cli.exits"),
         ("import iii_zmq.cli.app", "iii_zmq.cli.app"),
-        ("from . import calls", "iii_zmq.core.calls"),
-        ("from .calls import Calls", "iii_zmq.core.calls"),
+        ("from . import calls", "iii_zmq.core.broker.calls"),
+        ("from .calls import Calls", "iii_zmq.core.broker.calls"),
     ],
 )
 def test_an_import_is_read_however_it_is_written(line: str, imported: str) -> None:
-    assert list(imports_of("iii_zmq.core.broker", line)) == [imported]
+    assert list(imports_of("iii_zmq.core.broker.core", line)) == [imported]
 
 
 def test_what_only_the_type_checker_reads_is_told_apart() -> None:
     source = "from . import calls\nif TYPE_CHECKING:\n    from . import broker\n"
-    assert list(imports_of("iii_zmq.core.answers", source, run_time_only=True)) == ["iii_zmq.core.calls"]
+    assert list(imports_of("iii_zmq.core.broker.answers", source, run_time_only=True)) == ["iii_zmq.core.broker.calls"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import registry as registry_module
-from iii_zmq.core.registry import Registry
+from iii_zmq.core.broker import registry as registry_module
+from iii_zmq.core.broker.registry import Registry
 from iii_zmq.wire import FunctionEntry, RowKey, WorkerRow
 
 

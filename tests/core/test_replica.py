@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.changes import Change
-from iii_zmq.core.replica import Position, Replica
+from iii_zmq.core.worker.changes import Change
+from iii_zmq.core.worker.replica import Position, Replica
 from iii_zmq.errors import ProtocolError
 from tests.core.truth import Truth, digest_of, offer, worker
 

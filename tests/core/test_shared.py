@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core import replica as replica_module
-from iii_zmq.core import shared as shared_module
-from iii_zmq.core.replica import Replica
-from iii_zmq.core.shared import SHARED_BYTES_MAX, SHARED_MAX, SHARED_PARTS, Shared
+from iii_zmq.core.worker import replica as replica_module
+from iii_zmq.core.worker import shared as shared_module
+from iii_zmq.core.worker.replica import Replica
+from iii_zmq.core.worker.shared import SHARED_BYTES_MAX, SHARED_MAX, SHARED_PARTS, Shared
 from iii_zmq.errors import ProtocolError
 from tests.core.truth import Truth, offer, worker
 

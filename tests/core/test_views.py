@@ -9,8 +9,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.replica import Replica
-from iii_zmq.core.views import Function, Provider, WorkerInfo
+from iii_zmq.core.worker.replica import Replica
+from iii_zmq.core.worker.views import Function, Provider, WorkerInfo
 from iii_zmq.wire import Row, RowKey
 from tests.core.truth import Truth, offer, worker
 

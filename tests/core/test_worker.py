@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from iii_zmq import errors, wire
-from iii_zmq.core import following, membership, sends
-from iii_zmq.core.membership import Profile, resolve_stream_url
-from iii_zmq.core.offers import first_refusal
-from iii_zmq.core.outgoing import GRACE_S, SENDS
-from iii_zmq.core.signals import (
+from iii_zmq.core.worker import membership, sends
+from iii_zmq.core.worker import sync as following
+from iii_zmq.core.worker.core import COUNTERS, OPENINGS_MAX, WorkerCore
+from iii_zmq.core.worker.events import (
     BROKER,
     LINK,
     STREAM,
@@ -41,7 +40,9 @@ from iii_zmq.core.signals import (
     Unsent,
     Unsubscribe,
 )
-from iii_zmq.core.worker import COUNTERS, OPENINGS_MAX, WorkerCore
+from iii_zmq.core.worker.membership import Profile, resolve_stream_url
+from iii_zmq.core.worker.offers import first_refusal
+from iii_zmq.core.worker.outgoing import GRACE_S, SENDS
 from tests.core.truth import Truth, offer, worker
 
 TOKEN = b"t" * 16

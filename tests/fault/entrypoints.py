@@ -11,11 +11,10 @@ from typing import Any
 from iii_zmq import errors, wire
 from iii_zmq.cli import payloads
 from iii_zmq.cli.exits import CommandError
-from iii_zmq.core.admission import DEPTH_MAX, read_entry
-from iii_zmq.core.membership import Profile
-from iii_zmq.core.outgoing import OPEN_CALLS_MAX
-from iii_zmq.core.session import EVERYONE, Malformed
-from iii_zmq.core.signals import (
+from iii_zmq.core.broker.admission import DEPTH_MAX, read_entry
+from iii_zmq.core.broker.session import EVERYONE, Malformed
+from iii_zmq.core.worker.core import COUNTERS, WorkerCore
+from iii_zmq.core.worker.events import (
     BROKER,
     LINK,
     STREAM,
@@ -28,7 +27,8 @@ from iii_zmq.core.signals import (
     StreamDisconnected,
     Unsent,
 )
-from iii_zmq.core.worker import COUNTERS, WorkerCore
+from iii_zmq.core.worker.membership import Profile
+from iii_zmq.core.worker.outgoing import OPEN_CALLS_MAX
 from iii_zmq.errors import ProtocolError
 from iii_zmq.io.broker import Broker
 from tests.core.brokerage import entry as function_entry

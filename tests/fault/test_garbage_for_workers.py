@@ -315,7 +315,7 @@ def test_a_broker_of_another_version_is_an_error_that_says_so() -> None:
 TIGHT = """
     import os, resource, sys
     from iii_zmq import Worker
-    import iii_zmq.io.worker
+    import iii_zmq.io.worker.sync_worker
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     held = []

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from iii_zmq import Worker, wire
-from iii_zmq.core.content import read_step
+from iii_zmq.core.worker.content import read_step
 from iii_zmq.io import sockets
 from iii_zmq.io.broker import Broker
 from tests.fault.measuring import DELAY_S, PATIENCE_S, change_s, entry, flood_changes, told
@@ -31,11 +31,11 @@ ROUNDS = 100  # changes are measured between the others
 
 READER = """
     import json, sys, threading, time
-    import iii_zmq.io.link
+    import iii_zmq.io.worker.link
     from iii_zmq import Worker
 
-    assert iii_zmq.io.link.STREAM_WAITING_MAX == 10_000
-    iii_zmq.io.link.STREAM_WAITING_MAX = int(sys.argv[2])
+    assert iii_zmq.io.worker.link.STREAM_WAITING_MAX == 10_000
+    iii_zmq.io.worker.link.STREAM_WAITING_MAX = int(sys.argv[2])
     go_on = threading.Event()
     seen = {"gaps": [], "resets": 0, "last": None}
 

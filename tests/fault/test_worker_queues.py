@@ -14,9 +14,9 @@ from itertools import pairwise
 import pytest
 
 from iii_zmq import AsyncWorker, Busy, Worker, wire
-from iii_zmq.core import sends
-from iii_zmq.core.changes import Change
-from iii_zmq.io import asking, callbacks, driving, listeners, running
+from iii_zmq.core.worker import sends
+from iii_zmq.core.worker.changes import Change
+from iii_zmq.io.worker import callbacks, listeners, payloads, running, sync_driver
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
@@ -32,7 +32,7 @@ def broker() -> Iterator[RunningBroker]:
 
 def test_submits_that_nobody_begins_are_limited(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     # While an inline handler ran, whatever other threads submitted was kept, however much it was.
-    monkeypatch.setattr(driving, "NOTES_MAX", 50)
+    monkeypatch.setattr(sync_driver, "NOTES_MAX", 50)
     begun, go_on = threading.Event(), threading.Event()
 
     def stop(_: object) -> None:
@@ -96,14 +96,14 @@ def test_inline_handlers_that_wait_inside_each_other_are_limited(
 
 
 def test_function_ids_that_are_remembered_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_IDS_MAX", 2)
+    monkeypatch.setattr(payloads, "_IDS_MAX", 2)
     known: set[str] = set()
-    monkeypatch.setattr(asking, "_good_ids", known)
+    monkeypatch.setattr(payloads, "_good_ids", known)
     for at in range(5):
-        asking.check_call(f"some::id{at}", None, 1.0, None)
+        payloads.check_call(f"some::id{at}", None, 1.0, None)
     assert known == {"some::id0", "some::id1"}
     with pytest.raises(ValueError, match="id"):
-        asking.check_call("some::", None, 1.0, None)
+        payloads.check_call("some::", None, 1.0, None)
 
 
 def test_a_reader_of_changes_that_falls_behind_is_told_by_a_reset(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from iii_zmq import wire
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, Route
-from iii_zmq.core.session import EVERYONE, Peer, Session, Settings, Undelivered, Unsubscribed
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, Route
+from iii_zmq.core.broker.session import EVERYONE, Peer, Session, Settings, Undelivered, Unsubscribed
 from tests.core.brokerage import all_deltas
 
 CREDIT = 2

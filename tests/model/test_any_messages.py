@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from iii_zmq import wire
-from iii_zmq.core import answers, attendance, calls, engine, queues, registrations, registry, routes, sessions
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.registry import Registry
-from iii_zmq.core.session import EVERYONE, Malformed, Session, Settings, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.broker import answers, attendance, calls, engine, queues, registrations, registry, routes, sessions
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.registry import Registry
+from iii_zmq.core.broker.session import EVERYONE, Malformed, Session, Settings, Subscribed, Undelivered, Unsubscribed
 from tests.core.brokerage import entry
 
 SESSIONS_MAX, OPEN_MAX, CREDIT_MAX, QUEUE_MAX, ROWS_MAX, HISTORY_MAX, OFFERS_MAX = 4, 3, 2, 2, 6, 4, 3

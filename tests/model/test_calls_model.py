@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from iii_zmq import wire
-from iii_zmq.core.session import EVERYONE, Subscribed
+from iii_zmq.core.broker.session import EVERYONE, Subscribed
 from tests.core.brokerage import entry, leftovers
 from tests.model.brokerhost import CREDIT, BrokerHost, Connection
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from iii_zmq import wire
-from iii_zmq.core.registry import Registry
+from iii_zmq.core.broker.registry import Registry
 from iii_zmq.wire import FunctionEntry, ProviderRow, RowKey, WorkerRow
 
 HISTORY_MAX = 5

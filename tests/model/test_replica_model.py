@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from iii_zmq import wire
-from iii_zmq.core.changes import Change
-from iii_zmq.core.content import read_step
-from iii_zmq.core.replica import Position, Replica
+from iii_zmq.core.worker.changes import Change
+from iii_zmq.core.worker.content import read_step
+from iii_zmq.core.worker.replica import Position, Replica
 from iii_zmq.errors import ProtocolError
 from tests.core.truth import Rows, Truth, digest_of, offer, worker
 

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from iii_zmq import wire
-from iii_zmq.core.membership import resolve_stream_url
+from iii_zmq.core.worker.membership import resolve_stream_url
 from iii_zmq.io import sockets
 from tests.net.brokers import RunningBroker, end, environment
 

@@ -10,8 +10,8 @@ import pytest
 
 from iii_zmq import AsyncWorker, Worker, wire
 from iii_zmq.core.bundles import Packed, packed
-from iii_zmq.io import link
-from iii_zmq.io.handlers import QUICK_S, Handlers
+from iii_zmq.io.worker import link
+from iii_zmq.io.worker.handlers import QUICK_S, Handlers
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import NIL, RawPeer
 

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from iii_zmq import BrokerLost, Closed, RemoteError, Worker
-from iii_zmq.io import futures
-from iii_zmq.io.stay import Stay
-from iii_zmq.io.waiting import CallOutcome
+from iii_zmq.io.worker import futures
+from iii_zmq.io.worker.lifecycle import Stay
+from iii_zmq.io.worker.waiting import CallOutcome
 from tests.net.brokers import RunningBroker, running_broker
 
 pytestmark = pytest.mark.net

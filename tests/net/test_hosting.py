@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from iii_zmq import Worker
-from iii_zmq.io import hosting
-from iii_zmq.io.hosting import MANY, TURN_S, Guest, Host
+from iii_zmq.io.worker import hosting
+from iii_zmq.io.worker.hosting import MANY, TURN_S, Guest, Host
 from tests.net.brokers import RunningBroker, environment, running_broker
 
 pytestmark = pytest.mark.net

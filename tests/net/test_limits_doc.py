@@ -7,7 +7,8 @@ from decimal import Decimal
 from pkgutil import walk_packages
 
 import iii_zmq
-from iii_zmq.core import session, worker
+from iii_zmq.core.broker import session
+from iii_zmq.core.worker import core
 from tests.net.test_protocol_doc import ROOT, table, tables
 
 TEXT = (ROOT / "docs" / "limits.md").read_text()
@@ -41,7 +42,7 @@ def test_constants_have_the_values_that_are_told() -> None:
 
 
 def test_counters_are_those_of_the_broker_and_the_worker() -> None:
-    known = {*session.COUNTERS, *worker.COUNTERS, "turn_max_ms"}
+    known = {*session.COUNTERS, *core.COUNTERS, "turn_max_ms"}
     assert {row[4] for row in ROWS if row[4]} <= known
 
 

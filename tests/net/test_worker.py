@@ -32,9 +32,9 @@ from iii_zmq import (
     current_call,
     wire,
 )
-from iii_zmq.core.signals import RunCall
+from iii_zmq.core.worker.events import RunCall
 from iii_zmq.io import sockets
-from iii_zmq.io.handlers import Handlers
+from iii_zmq.io.worker.handlers import Handlers
 from tests.net.brokers import RunningBroker, environment, free_url, running_broker
 from tests.plain import plain
 
@@ -158,7 +158,7 @@ def test_a_large_message_is_dealt_with_before_the_next_is_read() -> None:
     here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     here.bind("inproc://burst")
     there.connect("inproc://burst")
-    link = plain("io.link").Link(core)
+    link = plain("io.worker.link").Link(core)
     link._dealer = here
     link._renew()
     for number, payload in enumerate([b"1", b"2", bytes(100_000), bytes(100_000), b"3"]):

@@ -15,12 +15,20 @@ from dataclasses import dataclass, field
 from random import Random
 
 from iii_zmq import errors, wire
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.changes import FUNCTION_ADDED, FUNCTION_REMOVED, RESET, WORKER_JOINED, WORKER_LEFT, Change, Position
-from iii_zmq.core.content import Content
-from iii_zmq.core.liveness import HOLD_S
-from iii_zmq.core.signals import Changes
-from iii_zmq.core.worker import WorkerCore
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.liveness import HOLD_S
+from iii_zmq.core.worker.changes import (
+    FUNCTION_ADDED,
+    FUNCTION_REMOVED,
+    RESET,
+    WORKER_JOINED,
+    WORKER_LEFT,
+    Change,
+    Position,
+)
+from iii_zmq.core.worker.content import Content
+from iii_zmq.core.worker.core import WorkerCore
+from iii_zmq.core.worker.events import Changes
 from iii_zmq.wire import ProviderRow, RowKey, WorkerRow
 
 from .clock import Clock

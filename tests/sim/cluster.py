@@ -14,12 +14,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from iii_zmq import errors, wire
-from iii_zmq.core import answers, registry
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.membership import Profile
-from iii_zmq.core.registry import Registry
-from iii_zmq.core.session import BROADCAST, EVERYONE, Peer, Settings, Subscribed, Undelivered, Unsubscribed
-from iii_zmq.core.signals import (
+from iii_zmq.core.broker import answers, registry
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.registry import Registry
+from iii_zmq.core.broker.session import BROADCAST, EVERYONE, Peer, Settings, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.worker.core import WorkerCore
+from iii_zmq.core.worker.events import (
     BROKER,
     LINK,
     STREAM,
@@ -36,7 +36,7 @@ from iii_zmq.core.signals import (
     Unsent,
     Unsubscribe,
 )
-from iii_zmq.core.worker import WorkerCore
+from iii_zmq.core.worker.membership import Profile
 
 from .checks import Checks, ReplicaCheck
 from .clock import Action, Clock

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from iii_zmq import wire
-from iii_zmq.core.liveness import HOLD_S
+from iii_zmq.core.broker.liveness import HOLD_S
 
 from .checks import require
 from .cluster import Cluster, WorkerHost

@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
-from iii_zmq.core.signals import Connected, Disconnected, Happening, StreamConnected, StreamDisconnected
+from iii_zmq.core.worker.events import Connected, Disconnected, Happening, StreamConnected, StreamDisconnected
 from iii_zmq.wire import Payload
 
 from .clock import Action, Clock, Timer

@@ -9,8 +9,8 @@ from functools import partial
 from random import Random
 
 from iii_zmq import wire
-from iii_zmq.core.answers import BROADCAST_BYTES_MIN, PART_BYTES_MAX
-from iii_zmq.core.signals import CONNECTED
+from iii_zmq.core.broker.answers import BROADCAST_BYTES_MIN, PART_BYTES_MAX
+from iii_zmq.core.worker.events import CONNECTED
 from tests.core.brokerage import leftovers
 
 from .checks import require

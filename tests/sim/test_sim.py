@@ -7,7 +7,7 @@ from random import SystemRandom
 
 import pytest
 
-from iii_zmq.core import calls, queues, routes, session, unread
+from iii_zmq.core.broker import calls, queues, routes, session, unread
 from tests.sim.faults import SLACK_S
 from tests.sim.run import Simulation
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import count
 
 from iii_zmq import wire
-from iii_zmq.core.changes import Position
-from iii_zmq.core.offers import Offers
-from iii_zmq.core.session import Subscribed
-from iii_zmq.core.signals import BROKER, Events, Outbox, Settled
+from iii_zmq.core.broker.session import Subscribed
+from iii_zmq.core.worker.changes import Position
+from iii_zmq.core.worker.events import BROKER, Events, Outbox, Settled
+from iii_zmq.core.worker.offers import Offers
 from tests.core.brokerage import Brokerage, entry
 
 # -- registrations -----------------------------------------------------------------------------------------------------

@@ -13,8 +13,17 @@ from functools import partial
 from random import Random
 
 from iii_zmq import errors, wire
-from iii_zmq.core.outgoing import GRACE_S
-from iii_zmq.core.signals import CallEnded, Drained, Event, JoinRefused, NotOffered, RunCall, Settled, StateChanged
+from iii_zmq.core.worker.events import (
+    CallEnded,
+    Drained,
+    Event,
+    JoinRefused,
+    NotOffered,
+    RunCall,
+    Settled,
+    StateChanged,
+)
+from iii_zmq.core.worker.outgoing import GRACE_S
 
 from .checks import require
 from .clock import Clock

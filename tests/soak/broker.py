@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from iii_zmq import wire
-from iii_zmq.core.broker import BrokerCore
-from iii_zmq.core.session import Event, Outbox, Peer
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.session import Event, Outbox, Peer
 from tests.plain import plain
 
 from .director import HISTORY

@@ -21,8 +21,8 @@ from .telling import Outcome, Telling, telling
 from .verdict import Changes, Record, missed, problems
 
 if TYPE_CHECKING:
-    from ...core.changes import Change
-    from ...io.worker import Worker
+    from ...core.worker.changes import Change
+    from ...io.worker.sync_worker import Worker
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 STARTED_S = 15.0  # for a child to come up on a machine that does something else as well

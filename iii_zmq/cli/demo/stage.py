@@ -26,8 +26,8 @@ from typing import Any, TextIO
 import iii_zmq
 from iii_zmq import AsyncWorker, Change, Worker
 from iii_zmq.cli.payloads import to_json
-from iii_zmq.core.replica import Replica
-from iii_zmq.io.listeners import Buffer
+from iii_zmq.core.worker.replica import Replica
+from iii_zmq.io.worker.listeners import Buffer
 
 GO_WAIT_S = 30.0  # for the demo's word to join; it never takes that long unless the demo is stuck
 END_S = 3.0  # what a child gets to end by itself once the demo is gone

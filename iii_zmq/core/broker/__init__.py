@@ -1,0 +1,1 @@
+"""The broker's half of the core."""

@@ -1,0 +1,244 @@
+"""What a worker lacks, sent in bounded parts: exactly the missing deltas, or a snapshot and the deltas since.
+
+So that a big registry or a storm of joiners never stalls calls, a worker has at most `PARTS_OPEN_MAX` parts that it has
+not acknowledged, and one turn of the broker's loop makes at most `PARTS_PER_TURN`. When several workers need a big
+snapshot at once it is broadcast: they are invited to a topic, tell by a receipt that they listen, and hear it once.
+Whoever is too slow to listen is sent its own snapshot after all.
+
+Invariant: a session has at most one answer, one invitation and one place in the line, so that asking often costs no
+more than asking once; what an answer consists of is looked up only when its first part is sent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from ... import wire
+from ..counters import Counters
+from ..deadlines import Alarm, Deadlines
+from .registry import Image, Registry
+from .session import BROADCAST, Outbox, Session
+
+PART_BYTES_MAX = 128 * 1024  # some 1,000 rows: packing one takes well under 1 ms
+PARTS_PER_TURN = 4
+BROADCAST_FROM = 4  # this many snapshots under way make the next one a broadcast
+BROADCAST_BYTES_MIN = 512 * 1024  # smaller registries are sent directly: no detour through an invitation
+GATHER_S = 0.1  # how long invitations are collected before a broadcast starts
+GATHER_MORE_S = 0.4  # and how much longer it waits for those who were invited and do not listen yet
+PROGRESS_S = 10.0  # an answer whose parts nobody acknowledges is given up; workers ask again far earlier
+
+Position = tuple[str, int]
+"""(epoch, seq)."""
+
+NOWHERE: Position = ("", 0)  # nobody's position: what is lacking is a snapshot
+
+Part = wire.Snapshot | wire.Replay
+
+
+class Answer:
+    """The parts of one answer, made when asked for; there is at least one."""
+
+    __slots__ = ("_next", "_parts", "_started", "is_snapshot", "number", "unacknowledged")
+
+    def __init__(self, number: int, parts: Iterator[Part], *, is_snapshot: bool) -> None:
+        self.number = number
+        self.is_snapshot = is_snapshot
+        self.unacknowledged = 0
+        self._parts = parts
+        self._next: Part | None = None
+        self._started = False
+
+    def has_part(self) -> bool:
+        return self._next is not None or not self._started
+
+    def is_open(self) -> bool:
+        """Whether another part may be sent now."""
+        return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part()
+
+    def pop_part(self) -> Part:
+        """The next part; only while `has_part()`."""
+        part = self._next or next(self._parts)
+        self._started = True
+        self._next = next(self._parts, None)
+        self.unacknowledged += 1
+        return part
+
+
+class Answers:
+    """Who is owed parts, and the broadcast under way."""
+
+    def __init__(self, registry: Registry, outbox: Outbox, counters: Counters, alarm: Alarm) -> None:
+        self._registry = registry
+        self._outbox = outbox
+        self._counters = counters
+        self._alarm = alarm
+        self._line: OrderedDict[Session, None] = OrderedDict()  # sessions that may be sent a part now, in turns
+        self._snapshots: dict[Session, None] = {}  # sessions whose answer is a snapshot
+        self._progress: Deadlines[Session] = Deadlines(alarm)  # of sessions with an answer
+        self._invited: dict[Session, int] = {}  # the number asked under; no receipt heard yet
+        self._receipts: dict[bytes, Session] = {}  # receipt topic -> session, of the invited
+        self._gathered: dict[Session, None] = {}  # receipt heard; they listen
+        self._gather_until: float | None = None
+        self._broadcast = 0
+        self._broadcasting: Answer | None = None
+
+    def answer(self, session: Session, number: int, position: Position, now: float) -> None:
+        """Begins to send what a replica at `position` lacks; an answer under way is given up."""
+        self.forget(session)
+        resumes = position[0] == self._registry.epoch and self._registry.history.holds(position[1])
+        if not resumes and self._is_crowded():
+            self._invite(session, number, now)
+        else:
+            self._owe(session, Answer(number, self._parts(number, position), is_snapshot=not resumes), now)
+
+    def acknowledge(self, session: Session, number: int, now: float) -> None:
+        """A part arrived; another may follow."""
+        answer = session.answer
+        if answer is None or answer.number != number or not answer.unacknowledged:
+            self._counters["unexpected"] += 1
+            return
+        answer.unacknowledged -= 1
+        if answer.has_part():
+            self._stand_in_line(session)
+            self._progress.set(session, now + PROGRESS_S)
+        elif not answer.unacknowledged:
+            self.forget(session)
+
+    def forget(self, session: Session) -> None:
+        """The session is gone, asks for something else, or its answer is complete."""
+        if session.answer is not None:
+            session.answer = None
+            self._line.pop(session, None)
+            self._snapshots.pop(session, None)
+            self._progress.cancel(session)
+        elif self._invited.pop(session, None) is not None:
+            del self._receipts[wire.receipt_topic(session.token)]
+        self._gathered.pop(session, None)
+
+    def heard_receipt(self, topic: bytes) -> None:
+        """If this topic is a receipt, its session hears the broadcast."""
+        session = self._receipts.pop(topic, None)
+        if session is not None:
+            del self._invited[session]
+            self._gathered[session] = None
+            self._alarm.no_later_than(0.0)
+
+    def next_deadline(self) -> float | None:
+        if self._line or self._broadcasting is not None:
+            return 0.0
+        gathered = self._gathered_at()
+        progress = self._progress.next()
+        if gathered is None or (progress is not None and progress < gathered):
+            return progress
+        return gathered
+
+    def tick(self, now: float) -> None:
+        """Sends this turn's parts, in turns among those who are owed some."""
+        while (session := self._progress.pop_due(now)) is not None:
+            self._counters["answers_abandoned"] += 1
+            self.forget(session)
+        gathered = self._gathered_at()
+        if gathered is not None and now >= gathered and self._broadcasting is None:
+            self._start_broadcast(now)
+        if self._broadcasting is not None:
+            self._send_broadcast_part(self._broadcasting)
+        for _ in range(min(PARTS_PER_TURN, len(self._line))):
+            self._send_part(self._line.popitem(last=False)[0])
+
+    # -- private: to one -----------------------------------------------------------------------------------------------
+
+    def _owe(self, session: Session, answer: Answer, now: float) -> None:
+        session.answer = answer
+        self._stand_in_line(session)
+        self._progress.set(session, now + PROGRESS_S)
+        if answer.is_snapshot:
+            self._snapshots[session] = None
+
+    def _stand_in_line(self, session: Session) -> None:
+        self._line[session] = None
+        self._alarm.no_later_than(0.0)
+
+    def _send_part(self, session: Session) -> None:
+        answer = session.answer
+        assert answer is not None
+        self._outbox.append((session.peer, answer.pop_part()))
+        if answer.is_open():
+            self._line[session] = None
+
+    # -- private: to many ----------------------------------------------------------------------------------------------
+
+    def _is_crowded(self) -> bool:
+        if len(self._snapshots) + len(self._invited) < BROADCAST_FROM:
+            return False
+        return self._registry.rows_bytes >= BROADCAST_BYTES_MIN
+
+    def _invite(self, session: Session, number: int, now: float) -> None:
+        if self._gather_until is None:
+            self._broadcast += 1
+            self._gather_until = now + GATHER_S
+            self._alarm.no_later_than(self._gather_until)
+        self._invited[session] = number
+        self._receipts[wire.receipt_topic(session.token)] = session
+        self._outbox.append((session.peer, wire.Invite(number, BROADCAST, self._broadcast)))
+
+    def _gathered_at(self) -> float | None:
+        """When the next broadcast starts, as things stand."""
+        if self._gather_until is None:
+            return None
+        return self._gather_until + (GATHER_MORE_S if self._invited else 0.0)
+
+    def _start_broadcast(self, now: float) -> None:
+        self._gather_until = None
+        for session, number in list(self._invited.items()):
+            self.forget(session)
+            self._owe(session, Answer(number, self._parts(number, NOWHERE), is_snapshot=True), now)
+        if self._gathered:
+            self._gathered.clear()
+            self._counters["broadcasts"] += 1
+            parts = self._parts(self._broadcast, NOWHERE)
+            self._broadcasting = Answer(self._broadcast, parts, is_snapshot=True)
+
+    def _send_broadcast_part(self, answer: Answer) -> None:
+        """One part a turn. Nobody acknowledges these: the stream's high-water mark and a late Sync stand in."""
+        self._outbox.append((BROADCAST, answer.pop_part()))
+        if not answer.has_part():
+            self._broadcasting = None
+
+    # -- private: parts ------------------------------------------------------------------------------------------------
+
+    def _parts(self, number: int, position: Position) -> Iterator[Part]:
+        """All parts of one answer, indexes counting up: rows if they are needed, then deltas; the last is a Replay."""
+        registry = self._registry
+        epoch = registry.epoch
+        missing = registry.history.since(position[1]) if position[0] == epoch else None
+        index = 0
+        if missing is None:
+            self._counters["snapshots"] += 1
+            image, missing = _image_and_since(registry)
+            for rows, last in _chunks(image.rows):
+                yield wire.Snapshot(number, epoch, image.seq, image.digest, index, last, rows)
+                index += 1
+        else:
+            self._counters["resumes"] += 1
+        for deltas, last in _chunks(missing):
+            yield wire.Replay(number, epoch, index, last, deltas)
+            index += 1
+
+
+def _image_and_since(registry: Registry) -> tuple[Image, list[bytes]]:
+    image = registry.image()
+    missing = registry.history.since(image.seq)
+    assert missing is not None
+    return image, missing
+
+
+def _chunks(items: list[bytes]) -> Iterator[tuple[list[bytes], bool]]:
+    """(items of at most PART_BYTES_MAX together, whether they are the last); one empty chunk when there are none."""
+    start = size = 0
+    for end, item in enumerate(items):
+        if size and size + len(item) > PART_BYTES_MAX:
+            yield items[start:end], False
+            start, size = end, 0
+        size += len(item)
+    yield items[start:], True

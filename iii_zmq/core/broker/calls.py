@@ -1,0 +1,265 @@
+"""Calls between acceptance and outcome: who is handed which, and when one goes to another provider.
+
+    caller --Call(n)--> broker: a Route is recorded, then  --Call(route number)--> provider
+    provider --Result(route number)--> broker: the Route is found under that provider only --Result(n)--> caller
+
+Invariant: nothing waits in a queue that a routable provider with room may have. So a new call may go straight to a
+provider with room without overtaking an earlier one that would have gone there. The route's own invariants are in
+routes.py; what its caller is told in the end, in outcomes.py. Who is here and who is alive is decided elsewhere, and
+told by `provider_gone`, `caller_gone`, `dispatch` (this provider may have room) and `review` (a function's providers
+changed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ... import errors, wire
+from ..counters import Counters
+from ..deadlines import Alarm, Deadlines, whole_ms
+from . import routes
+from .choice import Choice
+from .outcomes import Outcomes
+from .queues import Queues
+from .registry import Provider, Registry
+from .routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, OPEN_CALLS_MAX, Route
+from .session import Outbox, Session
+from .unread import Unread
+
+
+class Calls:
+    """The table of routes."""
+
+    def __init__(
+        self, registry: Registry, sessions: dict[str, Session], outbox: Outbox, counters: Counters, alarm: Alarm
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions  # worker id -> session
+        self._outbox = outbox
+        self._counters = counters
+        self._numbers = 0
+        self._large_bytes = 0  # of large payloads in flight
+        self._queues = Queues(registry, sessions)
+        self._choice = Choice(registry, sessions)
+        self._deadlines: Deadlines[Route] = Deadlines(alarm)
+        self._unread = Unread()
+        self._outcomes = Outcomes(registry, self._queues, self._deadlines, self._unread, outbox, counters)
+
+    # -- from callers --------------------------------------------------------------------------------------------------
+
+    def accept(self, caller: Session, call: wire.Call, now: float) -> None:
+        """A caller's call: handed over, queued, or failed at once."""
+        self._counters["calls"] += 1
+        number = call.number
+        if number in caller.open:
+            self._counters["unexpected"] += 1  # an answer could not be told from the first one's: no answer
+            return
+        if len(caller.open) >= OPEN_CALLS_MAX:
+            text = f"{OPEN_CALLS_MAX} calls are open already, which is the limit"
+            self._outcomes.refuse(caller, number, errors.BUSY, text)
+            return
+        if call.caller != caller.worker_id:
+            self._counters["forged"] += 1
+            self._outcomes.refuse(caller, number, errors.INVALID, "the caller's worker id is not this session's")
+            return
+        size = len(call.payload) + len(call.header or b"")
+        if size > KEEP_BYTES_MAX and self._large_bytes + size > routes.LARGE_BYTES_MAX:
+            text = f"{routes.LARGE_BYTES_MAX} bytes of large payloads are on their way already, which is the limit"
+            self._outcomes.refuse(caller, number, errors.BUSY, text)
+            return
+        self._numbers += 1
+        route = Route(self._numbers, caller, call, size, now)
+        caller.open[number] = route
+        self._deadlines.set(route, route.deadline)
+        self._place(route, now)
+
+    def cancel(self, caller: Session, number: int) -> None:
+        """The caller gave up: nobody waits for the outcome any more."""
+        route = caller.open.pop(number, None)
+        if route is not None:
+            self._counters["calls_cancelled"] += 1
+            self._outcomes.given_up(route)
+
+    def answer(self, caller: Session, result: wire.Result) -> None:
+        """The broker itself has answered the call."""
+        self._outcomes.answer(caller, result, "not_handed_over")
+
+    def has_read(self, caller: Session, number: int) -> bool:
+        """The caller has the large result with this number in its hands; False when none of these was on its way."""
+        return self._unread.acknowledge(caller, number)
+
+    # -- from providers ------------------------------------------------------------------------------------------------
+
+    def on_result(self, provider: Session, result: wire.Result, now: float) -> None:
+        """The handler's answer, passed on if its caller still waits."""
+        route = self._finished(provider, result.number)
+        if route is not None:
+            self._outcomes.result(route, result)
+        if provider.waiting:
+            self.dispatch(provider, now)
+
+    def on_failure(self, provider: Session, failure: wire.Failure, now: float) -> None:
+        """The handler raised, or the provider did not start it: then another one may."""
+        route = self._finished(provider, failure.number)
+        if route is not None:
+            if failure.fate == "not_handed_over":
+                route.hand_overs -= 1
+            if failure.fate != "not_handed_over" or failure.code != errors.NO_PROVIDER:
+                fate = route.fate if failure.fate == "not_handed_over" else failure.fate
+                self._outcomes.fail(route, failure.code, fate, failure.text, failure.type)
+            elif not self._reroute(route, provider, now):
+                self._outcomes.no_provider(route)
+        if provider.waiting:
+            self.dispatch(provider, now)
+
+    def undelivered(self, provider: Session, call: wire.Call, now: float) -> None:
+        """The call never left: no handler can have seen it, and it goes elsewhere or waits for the provider's end."""
+        route = self._taken_back(provider, call.number)
+        if route is not None and route.caller is not None:
+            route.hand_overs -= 1
+            route.provider, route.call = None, call
+            self._place(route, now)
+
+    # -- from the broker's core ----------------------------------------------------------------------------------------
+
+    def provider_gone(self, provider: Session, now: float) -> None:
+        """What it had fails or, where that can do no harm, goes to another provider."""
+        gone, provider.in_flight, provider.in_flight_bytes = list(provider.in_flight.values()), {}, 0
+        self._large_bytes -= sum(route.size for route in gone if route.size > KEEP_BYTES_MAX)
+        for route in gone:
+            if route.caller is not None and not (route.idempotent and self._reroute(route, provider, now)):
+                self._outcomes.provider_lost(route, provider)
+
+    def caller_gone(self, caller: Session) -> None:
+        """Nobody waits for what it asked."""
+        self._unread.forget(caller)
+        asked, caller.open = list(caller.open.values()), {}
+        for route in asked:
+            self._outcomes.given_up(route)
+
+    def dispatch(self, provider: Session, now: float) -> None:
+        """The provider may have room: hands it what waits, in the order of arrival."""
+        while provider.waiting and provider.has_room and provider.routable:
+            route = self._queues.first_for(provider, self._choice.may_have)
+            if route is None:
+                return
+            if route.deadline <= now:
+                self._outcomes.expired(route)
+                continue
+            self._queues.remove(route)
+            self._hand_over(route, self._registry.offered[provider.worker_id][route.function_id], now)
+
+    def review(self, function_id: str, now: float) -> None:
+        """The function's providers changed: what waits goes to the new ones, or fails when there is none left."""
+        providers = self._registry.providers.get(function_id, ())
+        if not providers:
+            self._choice.forget(function_id)
+        waiting = self._queues.of(function_id)
+        if not waiting:
+            return
+        self._queues.announce(function_id)
+        for offer in providers:
+            self.dispatch(self._sessions[offer.worker_id], now)
+        for route in waiting:
+            if route.queued_bytes and not self._choice.may_be_served(route):
+                self._outcomes.no_provider(route)
+
+    def review_all(self, function_ids: list[str], now: float) -> None:
+        """As `review`, for all functions of a worker that left: mostly nothing waits for any of them."""
+        self._choice.forget_gone(function_ids)
+        for function_id in self._queues.waited_for(function_ids):
+            self.review(function_id, now)
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def tick(self, now: float) -> None:
+        """Fails what has expired."""
+        while (route := self._deadlines.pop_due(now)) is not None:
+            self._outcomes.expired(route)
+
+    def fail_all(self, text: str) -> None:
+        """The broker ends: everybody is told what became of their calls."""
+        for caller in list(self._sessions.values()):
+            for route in list(caller.open.values()):
+                self._outcomes.fail(route, errors.BROKER_LOST, route.fate, text)
+
+    def has_work_for(self, provider: Session) -> bool:
+        """Whether calls run there, or wait and can go nowhere else."""
+        return bool(provider.in_flight) or (
+            bool(provider.waiting) and self._queues.first_for(provider, self._choice.may_have) is not None
+        )
+
+    # -- placing -------------------------------------------------------------------------------------------------------
+
+    def _place(self, route: Route, now: float) -> None:
+        if route.deadline <= now:
+            self._outcomes.expired(route)
+            return
+        offers = self._choice.offers(route)
+        if offers:
+            self._place_among(offers, route, now)
+        else:
+            self._outcomes.no_provider(route)
+
+    def _place_among(self, offers: Sequence[Provider], route: Route, now: float) -> None:
+        chosen = self._choice.choose(route.function_id, offers)
+        if chosen is not None:
+            self._hand_over(route, chosen, now)
+        elif self._queues.put(route):
+            self._counters["calls_queued"] += 1
+        else:
+            self._outcomes.busy(route)
+
+    def _hand_over(self, route: Route, offer: Provider, now: float) -> None:
+        provider, call = self._sessions[offer.worker_id], route.call
+        assert call is not None
+        call.number = route.number
+        if offer.fence != call.fence:
+            call.fence, call.header = offer.fence, None
+        if now > route.arrived_at:  # it waited: tell what is left of its time
+            call.remaining_ms, call.header = whole_ms(route.deadline - now), None
+        route.provider = provider
+        route.hand_overs += 1
+        route.idempotent = bool(offer.flags & wire.IDEMPOTENT)
+        provider.in_flight[route.number] = route
+        provider.in_flight_bytes += route.size
+        if provider.in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
+            self._counters["saturated"] += 1
+        if route.size > KEEP_BYTES_MAX:
+            self._large_bytes += route.size
+            if len(call.payload) > KEEP_BYTES_MAX:
+                self._outcomes.keep_payload_if_of_use(route, len(call.payload))
+        self._outbox.append((provider.peer, call))
+
+    def _reroute(self, route: Route, gone: Session, now: float) -> bool:
+        """Whether the call goes to another provider, now or from the queue."""
+        route.tried = (*route.tried, gone.worker_id)
+        offers = self._choice.offers(route) if route.call is not None else ()
+        if not offers:
+            return False
+        assert route.call is not None
+        route.provider, route.call = None, replace(route.call)  # the other one may not have left the outbox yet
+        self._counters["calls_rerouted"] += 1
+        self._place_among(offers, route, now)
+        return True
+
+    def _finished(self, provider: Session, number: int) -> Route | None:
+        """The route that this provider answers, if anybody waits; counted if not, or if it was not handed it."""
+        route = self._taken_back(provider, number)
+        if route is None:
+            self._counters["results_unmatched"] += 1
+        elif route.caller is None:
+            self._counters["results_late"] += 1
+            return None
+        return route
+
+    def _taken_back(self, provider: Session, number: int) -> Route | None:
+        """The route that was handed to this provider, in flight no longer."""
+        route = provider.in_flight.pop(number, None)
+        if route is not None:
+            provider.in_flight_bytes -= route.size
+            if route.size > KEEP_BYTES_MAX:
+                self._large_bytes -= route.size
+        return route

@@ -1,0 +1,73 @@
+"""What is no message of this protocol: counted, dropped, and told to a sender that means us and waits for an answer.
+
+    no prefix of ours                           random bytes, another protocol: nothing is said
+    another version                             Refuse `version`, in the sender's own version: it reads no other
+    an unknown kind                             Refuse `unknown_kind`
+    Hello, Register, Unregister, Sync or Drain  Refuse `invalid`, with what is wrong
+    Call                                        Failure `invalid`, `not_handed_over`
+    anything else                               nobody waits for an answer
+
+Invariant: a Refuse is never answered, so no two programs can keep each other busy with refusals; and no connection is
+owed more than REFUSALS_MAX of them, so that one which sends garbage and never reads has nothing piled up for it.
+"""
+
+from __future__ import annotations
+
+from ... import errors, wire
+from ..counters import Counters
+from .session import Malformed, Outbox, Peer
+from .sessions import Sessions
+
+REFUSALS_MAX = 16  # to one connection: who was told so often what is wrong is not told again
+REFUSED_PEERS_MAX = 10_000  # connections remembered for that, some 1.5 MB; the one refused first is forgotten
+
+_WAIT_FOR_ANSWER = frozenset(
+    wire.KIND[one] for one in (wire.Hello, wire.Register, wire.Unregister, wire.Sync, wire.Drain)
+)
+
+
+class Refusing:
+    """Answers to what could not be decoded."""
+
+    def __init__(self, sessions: Sessions, outbox: Outbox, counters: Counters) -> None:
+        self._sessions = sessions
+        self._outbox = outbox
+        self._counters = counters
+        self._told: dict[Peer, int] = {}  # refusals by connection, at most REFUSED_PEERS_MAX
+
+    def on_malformed(self, peer: Peer, malformed: Malformed) -> None:
+        """Counted in any case."""
+        self._counters["malformed"] += 1
+        heading = malformed.heading
+        answer = None if heading is None else _answer(heading, malformed.text[: wire.TEXT_CHARS_MAX])
+        if answer is not None and not self._is_open_call(peer, answer) and self._may_tell(peer):
+            self._counters["refused"] += 1
+            self._outbox.append((peer, answer))
+
+    def _is_open_call(self, peer: Peer, answer: wire.Refuse | wire.Failure) -> bool:
+        """A call that was accepted under the same number has its one outcome coming."""
+        session = self._sessions.by_peer.get(peer)
+        return isinstance(answer, wire.Failure) and session is not None and answer.number in session.open
+
+    def _may_tell(self, peer: Peer) -> bool:
+        told = self._told.get(peer, 0)
+        if told >= REFUSALS_MAX:
+            return False
+        if not told and len(self._told) >= REFUSED_PEERS_MAX:
+            del self._told[next(iter(self._told))]
+        self._told[peer] = told + 1
+        return True
+
+
+def _answer(heading: wire.Heading, text: str) -> wire.Refuse | wire.Failure | None:
+    version, kind, number = heading.version, heading.kind, heading.number
+    if kind == wire.KIND[wire.Refuse]:
+        return None
+    if version != wire.VERSION:
+        text = f"this broker speaks version {wire.VERSION} of the protocol, not version {version}"
+        return wire.Refuse(number, kind, errors.VERSION, text, version)
+    if kind not in wire.KINDS:
+        return wire.Refuse(number, kind, errors.UNKNOWN_KIND, f"this broker knows no message of kind {kind}")
+    if kind == wire.KIND[wire.Call]:
+        return wire.Failure(number, errors.INVALID, "not_handed_over", "", text)
+    return wire.Refuse(number, kind, errors.INVALID, text) if kind in _WAIT_FOR_ANSWER else None

@@ -1,0 +1,243 @@
+"""What this worker offers: what the user wants offered, what the broker holds of it, and who waits for the difference.
+
+    `wanted`   function id -> packed entry: the single truth of what the user registered
+    `_held`    the same as the broker acknowledged it in this line of sessions
+    tickets    one for each register or unregister that somebody waits for
+
+A ticket is settled when the broker answered for each of its functions *and* the replica shows it, so that a worker that
+has registered sees its own registration. A session that is lost takes `_held` along unless the broker says `kept`; then
+the difference between `wanted` and `_held` is sent again, and tickets wait for that instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ... import errors, wire
+from .changes import Position
+from .events import BROKER, Events, NotOffered, Outbox, Settled
+
+FRAME_BYTES_MAX = 900_000  # of entries in one Register: below CONTROL_BYTES_MAX with its framing
+
+Refusal = tuple[str, str, str]
+"""(function id, code, text)."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One Register or Unregister on its way, in the order sent; None for a function that is to go."""
+
+    items: list[tuple[str, bytes | None]]
+
+
+@dataclass(slots=True)
+class _Ticket:
+    items: dict[str, bytes | None]  # what was asked
+    open: dict[str, bytes | None]  # what the broker has not answered yet
+    refusals: list[Refusal] = field(default_factory=list)
+    epoch: str = ""
+    seq: int = 0
+
+
+class Offers:
+    """Registrations, sent in batches and acknowledged by name."""
+
+    def __init__(self, outbox: Outbox, events: Events, new_number: Callable[[], int]) -> None:
+        self._outbox = outbox
+        self._events = events
+        self._new_number = new_number
+        self.wanted: dict[str, bytes] = {}
+        self._held: dict[str, bytes] = {}
+        self._batches: dict[int, _Batch] = {}
+        self._tickets: dict[int, _Ticket] = {}
+        self._open = False
+        self._batch_max = wire.BATCH_MAX
+        self._acknowledged = Position("", 0)  # where the registry stood with the latest Ack
+
+    def is_settled(self, position: Position) -> bool:
+        """Nothing is on its way, nobody waits, and a replica at `position` shows what was acknowledged last."""
+        if self._batches or self._tickets:
+            return False
+        return position.epoch != self._acknowledged.epoch or position.seq >= self._acknowledged.seq
+
+    @property
+    def waiting(self) -> bool:
+        """Somebody waits for a ticket."""
+        return bool(self._tickets)
+
+    def digest(self) -> bytes:
+        """For a Hello: what the broker should hold of ours."""
+        return wire.functions_digest(list(self._held.values()))
+
+    # -- from the facade -----------------------------------------------------------------------------------------------
+
+    def register(self, entries: Mapping[str, bytes]) -> int:
+        """Returns the ticket whose Settled tells the end."""
+        self.wanted.update(entries)
+        return self._change(dict(entries))
+
+    def unregister(self, function_ids: Iterable[str]) -> int:
+        """Returns the ticket whose Settled tells the end."""
+        gone: dict[str, bytes | None] = dict.fromkeys(function_ids)
+        for function_id in gone:
+            self.wanted.pop(function_id, None)
+        return self._change(gone)
+
+    def abandon(self, number: int) -> None:
+        """Nobody waits for this ticket any more, and no Settled comes. What it asked stays wanted."""
+        self._tickets.pop(number, None)
+
+    # -- from the core -------------------------------------------------------------------------------------------------
+
+    def opened(self, kept: bool, batch_max: int) -> None:
+        """The broker takes registrations now. `kept`: it still holds what it acknowledged before."""
+        self._open = True
+        self._batch_max = max(1, batch_max)
+        if not kept:
+            self._held = {}
+        for ticket in self._tickets.values():
+            refused = {name for name, _, _ in ticket.refusals}
+            ticket.open = {name: entry for name, entry in ticket.items.items() if name not in refused}
+            ticket.epoch, ticket.seq = "", 0  # where it was visible may be another broker's: level is enough
+        self._send([(name, entry) for name, entry in self.wanted.items() if self._held.get(name) != entry])
+        self._send([(name, None) for name in self._held if name not in self.wanted])
+        self._drop_answered()
+
+    def paused(self) -> None:
+        """The session is gone: what was on its way may or may not have arrived."""
+        self._open = False
+        self._batches.clear()
+
+    def on_ack(self, ack: wire.Ack) -> bool:
+        """Whether it answers a batch."""
+        batch = self._batches.pop(ack.number, None)
+        if batch is None:
+            return False
+        self._acknowledged = Position(ack.epoch, ack.seq)
+        refused = {index: (code, text) for index, code, text in ack.refusals}
+        self._take_answer(ack.number, batch, refused, (ack.epoch, ack.seq))
+        return True
+
+    def on_refuse(self, refuse: wire.Refuse) -> bool:
+        """Whether it refuses a batch, as a whole."""
+        batch = self._batches.pop(refuse.number, None)
+        if batch is None:
+            return False
+        refused = dict.fromkeys(range(len(batch.items)), (refuse.code, refuse.text))
+        self._take_answer(refuse.number, batch, refused, ("", 0))
+        return True
+
+    def settle(self, position: Position, level: bool) -> None:
+        """Tells the tickets that are answered and, in a replica at `position`, visible."""
+        for number, ticket in list(self._tickets.items()):
+            if ticket.open or not level:
+                continue
+            if not ticket.epoch or (ticket.epoch == position.epoch and ticket.seq <= position.seq):
+                del self._tickets[number]
+                self._events.append(Settled(number, ticket.refusals))
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _change(self, items: dict[str, bytes | None]) -> int:
+        number = self._new_number()
+        self._tickets[number] = _Ticket(items, dict(items))
+        if self._open:
+            self._send(list(items.items()))
+        return number
+
+    def _send(self, items: list[tuple[str, bytes | None]]) -> None:
+        for batch in _batches(items, self._batch_max):
+            number = self._new_number()
+            self._batches[number] = _Batch(batch)
+            entries = [entry for _, entry in batch if entry is not None]
+            message = (
+                wire.Register(number, entries) if entries else wire.Unregister(number, [name for name, _ in batch])
+            )
+            self._outbox.append((BROKER, message))
+
+    def _drop_answered(self) -> None:
+        """What the broker holds as it is wanted now was not sent again: no answer will come."""
+        for ticket in self._tickets.values():
+            for name in [name for name in ticket.open if self._held.get(name) == self.wanted.get(name)]:
+                del ticket.open[name]
+
+    # Numbers of tickets and batches grow together: a batch answers only the tickets that were there when it was sent.
+    # Entries can't tell that: in "unregister, register, unregister" the first answer looks like the third one's.
+
+    def _take_answer(
+        self, number: int, batch: _Batch, refused: dict[int, tuple[str, str]], at: tuple[str, int]
+    ) -> None:
+        homeless: list[Refusal] = []
+        for index, (name, entry) in enumerate(batch.items):
+            refusal = None if entry is None else refused.get(index)
+            if refusal is not None:
+                if not self._refuse_tickets(number, name, entry, (name, *refusal)):
+                    homeless.append((name, *refusal))
+                continue
+            if entry is None:
+                self._held.pop(name, None)
+            else:
+                self._held[name] = entry
+            self._answer_tickets(number, name, entry, at)
+        if homeless:
+            self._events.append(NotOffered(homeless))
+
+    def _answer_tickets(self, number: int, name: str, entry: bytes | None, at: tuple[str, int]) -> None:
+        """This answer also ends whoever waits for an earlier version, if it is for the one wanted now."""
+        for ticket in self._tickets_before(number, name, entry):
+            del ticket.open[name]
+            ticket.epoch, ticket.seq = at
+
+    def _refuse_tickets(self, number: int, name: str, entry: bytes | None, refusal: Refusal) -> bool:
+        """Whether somebody waits for this one. If so it is wanted no longer; else the next session tries again."""
+        is_latest = self._is_latest(number, name, entry)
+        waiting = self._tickets_before(number, name, entry)
+        for ticket in waiting:
+            del ticket.open[name]
+            ticket.refusals.append(refusal)
+        if waiting and is_latest:
+            self._want_what_is_held(name)
+        return bool(waiting)
+
+    def _tickets_before(self, number: int, name: str, entry: bytes | None) -> list[_Ticket]:
+        """The tickets that the answer to batch `number` ends for this function."""
+        is_latest = self._is_latest(number, name, entry)
+        return [
+            ticket
+            for asked, ticket in self._tickets.items()
+            if asked < number and name in ticket.open and (is_latest or ticket.open[name] == entry)
+        ]
+
+    def _is_latest(self, number: int, name: str, entry: bytes | None) -> bool:
+        """Whether nothing else was asked of this function since the batch was sent."""
+        later = any(asked > number and name in ticket.open for asked, ticket in self._tickets.items())
+        return not later and self.wanted.get(name) == entry
+
+    def _want_what_is_held(self, name: str) -> None:
+        held = self._held.get(name)
+        if held is None:
+            del self.wanted[name]
+        else:
+            self.wanted[name] = held
+
+
+def _batches(items: list[tuple[str, bytes | None]], batch_max: int) -> Iterable[list[tuple[str, bytes | None]]]:
+    """Runs of at most `batch_max` items and FRAME_BYTES_MAX bytes."""
+    start = size = 0
+    for end, (name, entry) in enumerate(items):
+        item_bytes = len(name) if entry is None else len(entry)
+        if end > start and (end - start >= batch_max or size + item_bytes > FRAME_BYTES_MAX):
+            yield items[start:end]
+            start, size = end, 0
+        size += item_bytes
+    if items:
+        yield items[start:]
+
+
+def first_refusal(refusals: list[Refusal], asked: int) -> errors.Refused:
+    """What to raise: the first one, and what became of the others."""
+    name, code, text = refusals[0]
+    accepted = asked - len(refusals)
+    rest = f"; {accepted} of {asked} functions were accepted" if accepted else ""
+    return errors.Refused(f"the broker refused {name}: {text} ({code}){rest}", code)

@@ -1,0 +1,236 @@
+"""Calls that this worker makes, from the moment they are asked for to their one outcome.
+
+    asked --(a session is open)--> sent --(Result, Failure, deadline, connection lost, given up)--> ended
+    asked --(no session)--> waiting --(session opens)--> sent
+                                    --(its timeout, or `patience_s`)--> ended: not handed over
+
+Invariant: a number is in at most one of `_waiting` and `_sent`, and leaves with exactly one CallEnded, or none when the
+caller itself gave up. Numbers grow, so everything sent before a Hello has a smaller number than that Hello.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ... import errors, wire
+from ..counters import Counters
+from ..deadlines import whole_ms
+from .events import BROKER, CallEnded, Events, Outbox
+from .sends import Sends
+
+GRACE_S: Final = 0.030  # what the broker gets after a deadline to tell the call's fate
+OPEN_CALLS_MAX: Final = 4096  # until a Welcome says otherwise
+SENDS: Final = 1 << 62  # bit of numbers whose answer nobody waits for: a Failure to one is counted, not looked up
+
+
+@dataclass(slots=True, init=False)
+class _Sent:
+    function_id: str
+    deadline: float
+
+    def __init__(self, function_id: str, deadline: float) -> None:
+        self.function_id = function_id
+        self.deadline = deadline
+
+
+@dataclass(slots=True)
+class _Waiting:
+    call: wire.Call
+    deadline: float
+    until: float  # the earlier of the deadline and the moment patience ends
+
+
+class Outgoing:
+    """The table of open calls. `due` is when `tick` has something to do; early by up to one scan, never late."""
+
+    def __init__(self, outbox: Outbox, events: Events, counters: Counters, patience_s: float) -> None:
+        self._outbox = outbox
+        self._events = events
+        self._counters = counters
+        self._patience_s = patience_s
+        self._sent: dict[int, _Sent] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._sends = Sends(outbox)
+        self.open_calls_max = OPEN_CALLS_MAX
+        self.caller: str | None = None  # our worker id while calls are accepted by the broker
+        self._closed = False
+        self.due = math.inf
+
+    def __len__(self) -> int:
+        return len(self._sent) + len(self._waiting)
+
+    # -- from the facade -----------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        number: int,
+        function_id: str,
+        payload: wire.Payload,
+        timeout_s: float,
+        target: str,
+        flags: int,
+        now: float,
+    ) -> None:
+        """Raises: Busy when too many calls are open; Closed after `close`."""
+        if self._closed:
+            raise errors.Closed("the worker was closed")
+        if len(self._sent) + len(self._waiting) >= self.open_calls_max:
+            text = f"{function_id}: {self.open_calls_max} calls of this worker are open already, which is the limit"
+            self._counters["calls_refused"] += 1
+            raise errors.Busy(text, "not_handed_over", errors.BUSY)
+        if flags & wire.NO_ANSWER and self._sends.is_full:
+            self._counters["calls_refused"] += 1
+            text = f"{function_id}: more is on its way already than the broker has read"
+            raise errors.Busy(text, "not_handed_over", errors.BUSY)
+        deadline = now + timeout_s
+        call = wire.Call(number, function_id, self.caller or "", whole_ms(timeout_s), target, flags, 0, payload)
+        if self.caller is None:
+            self._wait(call, deadline, now)
+        else:
+            self._send(call, deadline)
+
+    def give_up(self, number: int) -> None:
+        """The caller waits no longer: the broker is told, and no CallEnded comes."""
+        if self._waiting.pop(number, None) is None and self._sent.pop(number, None) is not None:
+            self._counters["calls_given_up"] += 1
+            self._outbox.append((BROKER, wire.Cancel(number)))
+
+    # -- from the broker -----------------------------------------------------------------------------------------------
+
+    def on_result(self, result: wire.Result) -> None:
+        if len(result.payload) > wire.INLINE_BYTES_MAX:  # it came as a frame of its own: the broker counts those
+            self._outbox.append((BROKER, wire.Received(result.number, 0)))
+        if self._sent.pop(result.number, None) is not None:
+            self._events.append(CallEnded(result.number, result.payload))
+        elif not self._sends.has_answered(result.number) and not result.number & SENDS:
+            self._counters["answers_late"] += 1
+        if not self._sent and not self._waiting:
+            self.due = math.inf
+
+    def pop_answered(self, number: int) -> bool:
+        """The Result of this very call is in the hands of who made it: no CallEnded. False when it is not open."""
+        if self._sent.pop(number, None) is None:
+            return False
+        if not self._sent and not self._waiting:
+            self.due = math.inf
+        return True
+
+    def on_failure(self, failure: wire.Failure) -> None:
+        if self._sent.pop(failure.number, None) is not None:
+            text = failure.text or failure.code
+            error = errors.call_failure(failure.code, failure.fate, failure.type, text)
+            self._events.append(CallEnded(failure.number, error))
+        elif self._sends.has_answered(failure.number):
+            pass
+        elif failure.number & SENDS:
+            self._counters["sends_failed"] += 1
+        else:
+            self._counters["answers_late"] += 1
+
+    def on_unknown(self, number: int) -> None:
+        """The broker knows no session of ours: this call went nowhere."""
+        sent = self._sent.pop(number, None)
+        if sent is not None:
+            self._end(number, f"{sent.function_id}: the broker had lost this worker's session", "not_handed_over")
+
+    # -- from the core -------------------------------------------------------------------------------------------------
+
+    def opened(self, caller: str, open_calls_max: int, now: float) -> None:
+        """The broker takes calls now: what waited goes out, in its order, with the time that is left."""
+        self.caller = caller
+        self.open_calls_max = open_calls_max
+        waiting, self._waiting = list(self._waiting.values()), {}
+        for one in waiting:
+            one.call.caller = caller
+            one.call.remaining_ms = whole_ms(one.deadline - now)
+            self._send(one.call, one.deadline)
+
+    def paused(self) -> None:
+        """No session for now: further calls wait."""
+        self.caller = None
+        self._sends.reset()
+
+    def close(self) -> None:
+        """No further calls; the open ones may still end."""
+        self._closed = True
+
+    def unsent(self, call: wire.Call, now: float) -> None:
+        """The socket did not take it: nobody can have seen it, so it waits for the next session."""
+        sent = self._sent.pop(call.number, None)
+        if sent is not None:
+            self._wait(call, sent.deadline, now)
+        elif call.flags & wire.NO_ANSWER:
+            self._counters["sends_failed"] += 1
+
+    def lose_sent(self, before: int, text: str) -> None:
+        """The session that carried the calls numbered below `before` is gone."""
+        for number in [number for number in self._sent if number < before]:
+            sent = self._sent.pop(number)
+            self._end(number, f"{sent.function_id}: {text}", "possibly_executed")
+
+    def lose_all(self, text: str) -> None:
+        """No session will come any more."""
+        self.lose_sent(wire.NUMBER_MAX, text)
+        waiting, self._waiting = self._waiting, {}
+        for number, one in waiting.items():
+            self._end(number, f"{one.call.function_id}: {text}", "not_handed_over")
+        self.due = math.inf
+
+    def tick(self, now: float, trouble: str = "") -> None:
+        """Ends what has expired; `trouble` is why there is no session.
+
+        Looks at every open call, but only when some deadline that was set has come.
+        """
+        if now < self.due:
+            return
+        for number in [number for number, sent in self._sent.items() if sent.deadline + GRACE_S <= now]:
+            self._expire(number, self._sent.pop(number))
+        for number in [number for number, one in self._waiting.items() if one.until <= now]:
+            self._run_out(number, self._waiting.pop(number), now, trouble)
+        ends = [sent.deadline + GRACE_S for sent in self._sent.values()]
+        ends.extend(one.until for one in self._waiting.values())
+        self.due = min(ends, default=math.inf)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _send(self, call: wire.Call, deadline: float) -> None:
+        self._outbox.append((BROKER, call))
+        if call.flags & wire.NO_ANSWER:
+            self._sends.add(call)
+            return
+        self._sent[call.number] = _Sent(call.function_id, deadline)
+        if deadline + GRACE_S < self.due:
+            self.due = deadline + GRACE_S
+
+    def _wait(self, call: wire.Call, deadline: float, now: float) -> None:
+        until = min(deadline, now + self._patience_s)
+        self._waiting[call.number] = _Waiting(call, deadline, until)
+        self.due = min(self.due, until)
+
+    def _expire(self, number: int, sent: _Sent) -> None:
+        self._counters["calls_expired"] += 1
+        self._outbox.append((BROKER, wire.Cancel(number)))
+        text = f"{sent.function_id}: no answer within its timeout, and no word from the broker"
+        error = errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT)
+        self._events.append(CallEnded(number, error))
+
+    def _run_out(self, number: int, waiting: _Waiting, now: float, trouble: str) -> None:
+        text = f"{waiting.call.function_id}: no session with the broker"
+        why = f": {trouble}" if trouble else ""
+        if now < waiting.deadline:
+            self._end(number, text + why, "not_handed_over")
+        else:
+            error = errors.CallTimeout(f"{text} within its timeout{why}", "not_handed_over", errors.TIMEOUT)
+            self._tell(number, error)
+
+    def _end(self, number: int, text: str, fate: errors.Fate) -> None:
+        self._counters["calls_broker_lost"] += 1
+        self._tell(number, errors.BrokerLost(text, fate, errors.BROKER_LOST))
+
+    def _tell(self, number: int, error: errors.CallFailed) -> None:
+        if number & SENDS:
+            self._counters["sends_failed"] += 1
+        else:
+            self._events.append(CallEnded(number, error))

@@ -1,0 +1,1 @@
+"""The worker's shells: sync and async."""
