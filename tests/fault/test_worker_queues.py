@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from iii_zmq import AsyncWorker, Busy, Worker, wire
 from iii_zmq.core.worker import sends
 from iii_zmq.core.worker.changes import Change
-from iii_zmq.io.worker import callbacks, listeners, payloads, running, sync_driver
+from iii_zmq.io.worker import coroutines, handlers, listeners, payloads
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
@@ -28,29 +27,6 @@ pytestmark = [pytest.mark.net, pytest.mark.fault]
 def broker() -> Iterator[RunningBroker]:
     with running_broker() as one:
         yield one
-
-
-def test_submits_that_nobody_begins_are_limited(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    # While an inline handler ran, whatever other threads submitted was kept, however much it was.
-    monkeypatch.setattr(sync_driver, "NOTES_MAX", 50)
-    begun, go_on = threading.Event(), threading.Event()
-
-    def stop(_: object) -> None:
-        begun.set()
-        go_on.wait(PATIENCE_S)
-
-    with RawPeer(broker.url) as peer, Worker("stuck", broker.url, threads=0) as worker:
-        peer.join("peer")
-        worker.register("stuck::stop", stop)
-        peer.call("stuck::stop")
-        assert begun.wait(PATIENCE_S)
-        futures = [worker.submit("engine::ping", at) for at in range(80)]
-        refused = [at for at, future in enumerate(futures) if future.done()]
-        go_on.set()
-        assert [futures[at].result(PATIENCE_S) for at in range(50)] == list(range(50))
-        assert refused == list(range(50, 80))
-        assert all(isinstance(futures[at].exception(), Busy) for at in refused)
-        assert worker.counters["calls_refused"] == 30
 
 
 def test_sends_that_a_stopped_broker_does_not_read_are_limited_and_go_on_with_it(
@@ -76,7 +52,7 @@ def test_inline_handlers_that_wait_inside_each_other_are_limited(
     broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each runs on the stack of the one before it: without a limit the stack would end the process.
-    monkeypatch.setattr(running, "NESTING_MAX", 4)
+    monkeypatch.setattr(handlers, "NESTING_MAX", 4)
     depth = deepest = 0
 
     def call_again(left: int) -> int:
@@ -132,7 +108,7 @@ def test_coroutine_callbacks_that_run_at_once_are_limited(
     broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each change made a task, however many had not ended.
-    monkeypatch.setattr(callbacks, "RUNNING_MAX", 100)
+    monkeypatch.setattr(coroutines, "RUNNING_MAX", 100)
     heard: list[Change] = []
     running_now = most = 0
 

@@ -1,7 +1,8 @@
 """A thread that asks one future after another for its result drives the worker by itself, and nobody loses by that.
 
-Whoever uses futures in another way, by callbacks, `wait` and `as_completed`, from several threads or not at all, finds
-that the serve thread drives, at the latest when nobody has for a moment. The keeper, who would as well, is kept away.
+Used in another way, by callbacks, `wait` and `as_completed`, from several threads or not at all, futures are ended by
+the hub, at the latest when nobody has driven for a moment. The heartbeats of broker and worker, which would wake the hub
+as well, are too rare to help.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import pytest
 
 from iii_zmq import BrokerLost, Closed, RemoteError, Worker
 from iii_zmq.io.worker import futures
-from iii_zmq.io.worker.lifecycle import Stay
-from iii_zmq.io.worker.waiting import CallOutcome
+from iii_zmq.io.worker.callbacks import CallbackQueue
+from iii_zmq.io.worker.waits import CallOutcome
 from tests.net.brokers import RunningBroker, running_broker
 
 pytestmark = pytest.mark.net
@@ -67,8 +68,7 @@ def provider(broker: RunningBroker) -> Iterator[Provider]:
 
 
 @pytest.fixture
-def caller(broker: RunningBroker, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setattr(Stay, "look_in", lambda self: None)
+def caller(broker: RunningBroker, provider: Provider) -> Iterator[Worker]:
     with Worker("caller", broker.url) as worker:
         worker.wait_for("f::echo")
         yield worker
@@ -85,20 +85,6 @@ def ask(worker: Worker, count: int, window: int = 10) -> list[Any]:
     return answers + [one.result(PATIENCE_S) for one in opened]
 
 
-def drives_itself(worker: Worker) -> bool:
-    driver = worker._driver
-    assert driver is not None
-    return driver._stepped_aside
-
-
-def until_it_drives(worker: Worker) -> None:
-    """The serve thread steps aside once it has ended a future that was asked, and takes over after a pause."""
-    end = time.monotonic() + PATIENCE_S
-    while not drives_itself(worker) and time.monotonic() < end:
-        ask(worker, 20)
-    assert drives_itself(worker)
-
-
 def until(is_true: Callable[[], Any]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not is_true() and time.monotonic() < end:
@@ -107,8 +93,8 @@ def until(is_true: Callable[[], Any]) -> None:
 
 
 def test_who_asks_one_future_after_another_ends_them_itself(caller: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A switch to the serve thread and back took twice as long as all else that a call takes in its caller."""
-    until_it_drives(caller)
+    """A switch to the hub and back takes twice as long as all else that a call takes in its caller."""
+    ask(caller, 20)
     by: deque[int] = deque()
     end = futures.CallFuture.end
 
@@ -128,7 +114,7 @@ def test_who_asks_one_future_after_another_ends_them_itself(caller: Worker, monk
 def test_what_was_submitted_leaves_though_nobody_asks_for_it(caller: Worker, provider: Provider) -> None:
     """After answers that came together calls are held for each other: not for ever."""
     for number in range(20):
-        until_it_drives(caller)
+        ask(caller, 20)
         asked = [caller.submit("f::echo", number) for number in range(30)]
         asked[-1].result(PATIENCE_S)
         provider.came.clear()
@@ -139,7 +125,7 @@ def test_what_was_submitted_leaves_though_nobody_asks_for_it(caller: Worker, pro
 
 def test_calls_leave_in_the_order_they_were_made(caller: Worker, provider: Provider) -> None:
     """Those that were held with them, too."""
-    until_it_drives(caller)
+    ask(caller, 20)
     provider.heard.clear()
     asked = [caller.submit("f::echo", number) for number in range(5)]
     caller.send("f::echo", "sent")
@@ -151,7 +137,7 @@ def test_calls_leave_in_the_order_they_were_made(caller: Worker, provider: Provi
 @pytest.mark.parametrize("how", ["done", "wait", "as_completed", "callback"])
 def test_futures_end_however_one_waits_for_them(caller: Worker, how: str) -> None:
     for _ in range(20):
-        until_it_drives(caller)
+        ask(caller, 20)
         asked = [caller.submit("f::echo", number) for number in range(30)]
         if how == "done":
             until(lambda asked=asked: all(one.done() for one in asked))  # type: ignore[misc]
@@ -168,13 +154,11 @@ def test_futures_end_however_one_waits_for_them(caller: Worker, how: str) -> Non
                 one.add_done_callback(lambda one, told=told: told.append(one.result()))  # type: ignore[misc]
             until(lambda told=told: len(told) == 30)  # type: ignore[misc]
         assert [one.result() for one in asked] == list(range(30))
-        if how == "callback":
-            break  # from then on the serve thread drives
 
 
 def test_a_callback_does_not_run_in_a_thread_that_waits_for_another_future(caller: Worker, provider: Provider) -> None:
     """It may wait for what that thread is to do: both would wait for ever."""
-    until_it_drives(caller)
+    ask(caller, 20)
     held, by = caller.submit("f::held", 1), deque[int]()
     told = threading.Event()
     held.add_done_callback(lambda _: (by.append(threading.get_ident()), told.set()))
@@ -183,11 +167,10 @@ def test_a_callback_does_not_run_in_a_thread_that_waits_for_another_future(calle
     assert held.result(PATIENCE_S) == 1
     assert told.wait(PATIENCE_S)
     assert by[0] != threading.get_ident()
-    assert not drives_itself(caller)
 
 
 def test_threads_that_ask_side_by_side(caller: Worker) -> None:
-    until_it_drives(caller)
+    ask(caller, 20)
     answers: deque[list[int]] = deque()
     threads = [threading.Thread(target=lambda: answers.append(ask(caller, 500))) for _ in range(4)]
     for one in threads:
@@ -197,24 +180,23 @@ def test_threads_that_ask_side_by_side(caller: Worker) -> None:
     assert list(answers) == [list(range(500))] * 4
 
 
-def test_two_threads_that_wait_at_once_leave_driving_to_the_serve_thread(caller: Worker, provider: Provider) -> None:
-    """Each would be in the other's way: one drives until its own future is done, and then nobody."""
-    until_it_drives(caller)
+def test_threads_that_wait_side_by_side_are_told_by_the_hub(caller: Worker, provider: Provider) -> None:
+    """One drove until its own future was done, and then nobody."""
+    ask(caller, 20)
     held = [caller.submit("f::held", number) for number in range(2)]
     threads = [threading.Thread(target=one.result) for one in held]
     for one in threads:
         one.start()
-    until(lambda: not drives_itself(caller))
+    answers = [caller.submit("engine::ping", number).result(PATIENCE_S) for number in range(100)]
     provider.go_on.set()
     for one in threads:
         one.join(PATIENCE_S)
     assert [one.result(0) for one in held] == [0, 1]
-    ask(caller, 500)
-    assert not drives_itself(caller)
+    assert answers == list(range(100))
 
 
 def test_a_timeout_of_result_ends_only_that_wait(caller: Worker, provider: Provider) -> None:
-    until_it_drives(caller)
+    ask(caller, 20)
     held = caller.submit("f::held", 2, timeout=PATIENCE_S)
     for timeout in (0, 0.01, 0.05):
         began = time.monotonic()
@@ -228,7 +210,7 @@ def test_a_timeout_of_result_ends_only_that_wait(caller: Worker, provider: Provi
 
 
 def test_what_a_handler_raised_is_raised_here(caller: Worker) -> None:
-    until_it_drives(caller)
+    ask(caller, 20)
     failed = caller.submit("f::fail", "no")
     assert isinstance(failed.exception(PATIENCE_S), RemoteError)
     with pytest.raises(RemoteError, match="no"):
@@ -236,7 +218,7 @@ def test_what_a_handler_raised_is_raised_here(caller: Worker) -> None:
 
 
 def test_a_future_that_was_cancelled_ends_the_wait_for_it(caller: Worker, provider: Provider) -> None:
-    until_it_drives(caller)
+    ask(caller, 20)
     held = caller.submit("f::held", 3)
     threading.Timer(0.05, held.cancel).start()
     assert wait([held], PATIENCE_S).done
@@ -246,7 +228,7 @@ def test_a_future_that_was_cancelled_ends_the_wait_for_it(caller: Worker, provid
 
 
 def test_close_ends_who_drives_for_a_future(caller: Worker) -> None:
-    until_it_drives(caller)
+    ask(caller, 20)
     held = caller.submit("f::held", 4)
     threading.Timer(0.05, caller.close).start()
     with pytest.raises((BrokerLost, Closed)):
@@ -257,12 +239,15 @@ def test_close_ends_who_drives_for_a_future(caller: Worker) -> None:
 
 
 class Elsewhere:
-    """A driver that leaves all driving to others."""
+    """A driver that leaves all driving to others: the future is ended while its thread waits."""
 
-    def finish(self, future: futures.CallFuture, timeout: float | None) -> None: ...
-    def block(self, future: futures.CallFuture) -> None: ...
+    def __init__(self) -> None:
+        self.callbacks = CallbackQueue()
+
+    def wait_for(self, future: futures.CallFuture, timeout: float | None) -> None:
+        wait([future], timeout)
+
     def forget(self, future: futures.CallFuture) -> None: ...
-    def serve_callbacks(self) -> None: ...
 
 
 def test_it_has_whatever_futures_of_this_python_have() -> None:
@@ -286,7 +271,7 @@ def test_a_future_that_ended_before_anybody_looked_is_as_any_other() -> None:
     assert wait([one], 0.0).done == {one}
     heard: list[Future[Any]] = []
     one.add_done_callback(heard.append)
-    assert heard == [one]
+    until(lambda: heard == [one])
     assert (one.result(), one.result(0.0)) == (7, 7)
 
 

@@ -205,6 +205,11 @@ class WorkerCore:
         else:
             self._events.append(Drained())
 
+    def distrust(self, now: float) -> None:
+        """The shell was interrupted, and may have lost messages or events: the session counts as lost."""
+        if self.membership.linked and self.membership.phase != LEFT:
+            self._lose_session("a signal handler raised while the worker read or sent", now)
+
     def leave(self) -> None:
         """Say Bye: functions go at once, results of running calls are still sent until `end`."""
         if self.membership.phase in (LEFT, OVER):

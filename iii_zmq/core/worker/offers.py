@@ -84,6 +84,10 @@ class Offers:
             self.wanted.pop(function_id, None)
         return self._change(gone)
 
+    def has(self, number: int) -> bool:
+        """True until the ticket's Settled is told."""
+        return number in self._tickets
+
     def abandon(self, number: int) -> None:
         """Nobody waits for this ticket any more, and no Settled comes. What it asked stays wanted."""
         self._tickets.pop(number, None)

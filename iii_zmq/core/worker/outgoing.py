@@ -91,6 +91,10 @@ class Outgoing:
         else:
             self._send(call, deadline)
 
+    def is_open(self, number: int) -> bool:
+        """True until the call's CallEnded is told."""
+        return number in self._sent or number in self._waiting
+
     def give_up(self, number: int) -> None:
         """The caller waits no longer: the broker is told, and no CallEnded comes."""
         if self._waiting.pop(number, None) is None and self._sent.pop(number, None) is not None:

@@ -21,7 +21,7 @@ from ...core.worker.shared import Shared
 from .payloads import pack_value, running, wrong
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
-DRAIN_S = 5.0  # what leaving `with`, and the end of `run()`, give to running calls
+
 CREDIT_MAX = 2**31 - 1
 
 Handler = Callable[[Any], Any]

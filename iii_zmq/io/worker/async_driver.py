@@ -1,6 +1,8 @@
-"""How an AsyncWorker's Link is driven: by one event loop, with a watcher for each descriptor and one timer.
+"""How the link of an AsyncWorker is driven: by its event loop, with a watcher for each descriptor and one timer.
 
-What driving.py is for threads; without a lock, because everything happens in the loop's thread.
+Without a lock, because everything happens in the loop's thread, except where a pool thread hands a result back through
+`call_soon_threadsafe`. Invariant: a turn ends when no socket may hold anything, or calls for the next turn itself,
+because a libzmq descriptor tells of news only once.
 """
 
 from __future__ import annotations
@@ -14,25 +16,25 @@ from typing import Any, Final
 
 from ... import errors, wire
 from ...core.worker.core import WorkerCore
-from ...core.worker.events import CallEnded, CancelCall, Event, RunCall
-from . import keeper
-from .desk import Desk
+from ...core.worker.events import CallEnded, CancelCall, RunCall
+from . import hub
+from .coroutines import run_handler
 from .futures import AsyncCallFuture
-from .handlers import NOT_STARTED, Handlers, Outcome, Raised, hand_back
+from .handlers import NOT_STARTED, Handlers, Outcome, Pool, Raised, hand_back
+from .lifecycle import CLOSED, Stay
 from .link import Link
 from .listeners import Listeners
 from .payloads import check_call, inherit_deadline, unpack_result
-from .pool import Pool
-from .tasks import run_handler
 
 TURNS_MAX: Final = 4  # bursts in a row before the loop's other tasks get a chance
+LOOK_S: Final = 0.25  # how often the hub looks whether the event loop was closed
 
 _clock: Final = time.monotonic
 _ident: Final = threading.get_ident
 
 
-class Loop:
-    """Link, timer and tasks of one started AsyncWorker."""
+class AsyncDriver:
+    """Link, timer and tasks of one started AsyncWorker. A guest of the hub (see hub.Guest)."""
 
     def __init__(self, core: WorkerCore, handlers: Handlers, listeners: Listeners, threads: int) -> None:
         self.core = core
@@ -40,7 +42,7 @@ class Loop:
         self._loop = asyncio.get_running_loop()
         self._thread_ident = _ident()
         self.handlers = handlers
-        self._pool = Pool(f"iii-{core.profile.name}", threads) if threads else None
+        self._pool = Pool(f"iii-{core.profile.name}", threads, handlers, self._hand_back_soon) if threads else None
         self._waiters: dict[int, asyncio.Future[Any]] = {}
         self.conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks: dict[RunCall, asyncio.Task[None]] = {}
@@ -51,10 +53,13 @@ class Loop:
         self._is_due = True  # something may be due: the core is to look
         self._is_turn_due = False
         self._is_told = False  # by a descriptor, that a socket holds something: one message, unless it was asked
-        self.desk = Desk(core.profile.name, listeners)
+        self.stay = Stay(core, handlers, listeners)
         self.unusable: str | None = None
+        self.is_lent = False
         self._abandoning = threading.Lock()
-        self.watch: keeper.Watch | None = None  # the keeper's, for as long as this is there
+        self._on: dict[type[Any], Callable[[Any], None]] = {
+            CallEnded: self._on_call_ended, RunCall: self._run, CancelCall: self._on_cancel, **self.stay.on,
+        }  # fmt: skip
 
     # -- what the face asks for ----------------------------------------------------------------------------------------
 
@@ -63,7 +68,7 @@ class Loop:
         if self.unusable is None and _ident() == self._thread_ident and self._loop.is_running():
             return  # as mostly; to ask for the running loop costs a system call
         if self.unusable is None and self._loop.is_closed():
-            self.look_in()
+            self._look_at_loop()
         if self.unusable is not None:
             raise errors.Closed(self.unusable)
         running = asyncio._get_running_loop()
@@ -111,11 +116,11 @@ class Loop:
 
     def end(self) -> None:
         """The worker is over: everybody who waits is told."""
-        self.unusable = self.unusable or "the worker was closed"
-        self.core.end("the worker was closed")
+        self.unusable = self.unusable or CLOSED
+        self.core.end(CLOSED)
         self.link.flush()
         for event in self.core.take_events():
-            self._on_event(event)
+            self._on[type(event)](event)
         for _, came in self.conditions:
             if not came.done():
                 came.set_result(None)
@@ -126,23 +131,27 @@ class Loop:
         if self._pool is not None:
             self._pool.close()
 
-    # -- for the keeper ------------------------------------------------------------------------------------------------
+    # -- for the hub ---------------------------------------------------------------------------------------------------
 
-    def look_s(self) -> float:
-        """No need for more."""
-        return keeper.LOOK_S
+    def take_turn(self, is_event: bool) -> float | None:
+        """See hub.Guest. A worker that was left open in a loop that is closed would be a ghost."""
+        self._look_at_loop()
+        return None if self.unusable is not None else _clock() + LOOK_S
 
-    def look_in(self) -> None:
-        """The loop does that, as long as there is one: a worker that was left open in it would be a ghost."""
+    def _look_at_loop(self) -> None:
         if self._loop.is_closed():
             self._abandon("the worker's event loop was closed")
 
+    @property
+    def watched(self) -> None:
+        """The event loop watches the descriptors."""
+
     def forked(self) -> None:
         """In the child: the link and the loop are the parent's."""
-        self.unusable = keeper.FORKED
+        self.unusable = hub.FORKED
 
     def end_quickly(self, until: float) -> None:
-        """The interpreter ends; the loop does not run any more, so that nobody else uses the Link."""
+        """The interpreter ends; the loop does not run any more, so nobody else uses the link."""
         if not self._loop.is_running():
             self._abandon("the interpreter is ending")
 
@@ -196,7 +205,9 @@ class Loop:
         events = core.take_events()
         while events:
             for event in events:
-                self._on_event(event)
+                self._on[type(event)](event)
+            if self.conditions:
+                self._look_at_conditions()
             events = core.take_events()
         return self.link.flush()
 
@@ -236,20 +247,21 @@ class Loop:
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case CallEnded():
-                waiter = self._waiters.pop(event.number, None)
-                if waiter is not None:
-                    _end(waiter, event.outcome)
-            case RunCall():
-                self._run(event)
-            case CancelCall():
-                self._cancel(event.run)
-            case _:
-                self.desk.take(event)
-        if self.conditions:
-            self._look_at_conditions()
+    def _on_call_ended(self, event: CallEnded) -> None:
+        waiter = self._waiters.pop(event.number, None)
+        if waiter is not None:
+            _end(waiter, event.outcome)
+
+    def _on_cancel(self, event: CancelCall) -> None:
+        """A task that is cancelled before its first step never gets to its `finally`: it is answered for here."""
+        run = event.run
+        task = self._tasks.get(run)
+        if task is None:
+            return
+        task.cancel()
+        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]  # it is one
+            del self._tasks[run]
+            self._hand_back(run, NOT_STARTED)
 
     def _look_at_conditions(self) -> None:
         for is_true, came in self.conditions:
@@ -261,21 +273,11 @@ class Loop:
     def _run(self, run: RunCall) -> None:
         handler = self.handlers.coroutine(run.function_id)
         if handler is not None:
-            self._tasks[run] = self._loop.create_task(run_handler(self, run, handler))
+            self._tasks[run] = self._loop.create_task(run_handler(self.ran, run, handler))
         elif self._pool is not None:
-            self._pool.submit(lambda: self._run_in_pool(run))
+            self._pool.put(run)
         else:
             self._run_inline(run)
-
-    def _cancel(self, run: RunCall) -> None:
-        """A task that is cancelled before its first step never gets to its `finally`: it is answered for here."""
-        task = self._tasks.get(run)
-        if task is None:
-            return
-        task.cancel()
-        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]  # it is one
-            del self._tasks[run]
-            self._hand_back(run, NOT_STARTED)
 
     def _run_inline(self, run: RunCall) -> None:
         outcome: Outcome = NOT_STARTED
@@ -297,12 +299,18 @@ class Loop:
         """Whether this is the task of a handler."""
         return task in self._tasks.values()
 
-    def _run_in_pool(self, run: RunCall) -> None:
-        outcome = self.handlers.run_here(run, _clock())
+    def _hand_back_soon(self) -> None:
+        """In a thread of the pool."""
         try:
-            self._loop.call_soon_threadsafe(self._hand_back, run, outcome)
+            self._loop.call_soon_threadsafe(self._hand_back_done)
         except RuntimeError:
             pass  # the loop is closed: nobody is there to send it
+
+    def _hand_back_done(self) -> None:
+        pool = self._pool
+        assert pool is not None
+        while pool.done:
+            self._hand_back(*pool.done.popleft())
 
     def _hand_back(self, run: RunCall, outcome: Outcome) -> None:
         hand_back(self.core.incoming, run, outcome)

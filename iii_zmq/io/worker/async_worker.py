@@ -1,51 +1,34 @@
-"""`AsyncWorker`: the same face with await, on the event loop that started it.
-
-    the loop watches the descriptors of the Link's sockets, and one timer stands for the core's next deadline
-    `_turn`: poll, pump, events, flush, and again until a poll finds nothing
-
-Invariant: a libzmq descriptor tells only of edges, and any send or receive may swallow one. So a turn ends with a poll
-that found nothing, or calls for the next turn itself. All methods belong to the loop's thread, except where a pool
-thread hands a result back through `call_soon_threadsafe`.
-"""
+"""`AsyncWorker`: the same face with await, on the loop that started it. It checks, asks its driver, and awaits."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import errors, wire
-from ...core.worker.changes import Change, Position
-from ...core.worker.core import WorkerCore
-from ...core.worker.events import CLOSED, CONNECTED
+from ...core.worker.changes import Change
 from ...core.worker.membership import IDLE
-from ...core.worker.offers import first_refusal
-from ...core.worker.replica import Replica
-from ...core.worker.views import Function, WorkerInfo
-from . import arguments, keeper, payloads, tasks
+from ...core.worker.offers import Refusal, first_refusal
+from . import arguments, hub, payloads
 from .arguments import Handler, HandlerOptions
-from .async_driver import Loop
-from .callbacks import Callbacks
-from .handlers import Handlers
-from .lifecycle import no_session
-from .listeners import Buffer, Callback, Listeners, check_pattern
+from .async_driver import AsyncDriver
+from .coroutines import CoroutineCallbacks, wait
+from .lifecycle import CLOSE_S, DRAIN_S, LEFT_S
+from .listeners import Buffer, Listeners
 from .run_signals import told_of_signals
+from .view import View
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
-
 _F = TypeVar("_F", bound=Handler)
-_C = TypeVar("_C", bound=Callback)
 
 
-class AsyncWorker:
+class AsyncWorker(View):
     """A process's place in the system, for programs with an event loop. Arguments as for `Worker`.
 
     `async def` handlers run as tasks, and are cancelled when nobody waits for them any more; plain ones run in threads,
@@ -65,17 +48,13 @@ class AsyncWorker:
         retry: bool = False,
         observer: bool = False,
     ) -> None:
-        self._profile = arguments.make_profile(name, url, stream_url, metadata, credit, observer)
+        profile = arguments.make_profile(name, url, stream_url, metadata, credit, observer)
+        self._callbacks = CoroutineCallbacks()
+        super().__init__(profile, payloads.check_timeout(connect_timeout), Listeners(self._callbacks.call))
         self._threads = arguments.check_threads(threads)
-        self._connect_timeout = payloads.check_timeout(connect_timeout)
         self._retry = retry
-        self._handlers = Handlers()
-        self._callbacks = Callbacks()
-        self._listeners = Listeners(self._callbacks.call)
-        self._core = self._new_core()
-        self._loop: Loop | None = None
-        self._joining: Loop | None = None  # while there is none yet: for `close()` to end
-        self._closed = False
+        self._driver: AsyncDriver | None = None
+        self._joining: AsyncDriver | None = None  # until it has joined
         self._starting = asyncio.Lock()
         self._over: asyncio.Event | None = None
 
@@ -86,7 +65,7 @@ class AsyncWorker:
         arguments.check_own_id(function_id)
 
         def decorate(handler: _F) -> _F:
-            if self._loop is not None or self._joining is not None:
+            if self._driver is not None or self._joining is not None:
                 raise errors.Closed(f"{function_id}: the worker is started: use `await worker.register(...)`")
             self._record([(function_id, handler, {})], options)
             return handler
@@ -128,27 +107,25 @@ class AsyncWorker:
         items = arguments.read_batch(batch)
         self._check_not_closed()
         async with self._starting:
-            prepared, before = self._record(items, options)
-            loop = self._loop
-        if loop is not None and prepared:
-            entries = {name: entry for name, (_, entry) in prepared.items()}
-            refusals = await self._settle(loop, self._core.offers.register(entries))
+            self._check_not_closed()
+            entries, before = self._record(items, options)
+            driver = self._driver
+        if driver is not None and entries:
+            refusals = await self._settle(driver, driver.stay.register(entries))
             if refusals:
                 self._handlers.put_back(before, [name for name, _, _ in refusals])
-                raise first_refusal(refusals, len(prepared))
+                raise first_refusal(refusals, len(entries))
 
     async def unregister(self, *function_ids: str) -> None:
         """Offers these no longer; returns when everybody knows. Raises: ValueError for what was not registered."""
         self._check_not_closed()
         async with self._starting:
-            for function_id in function_ids:
-                arguments.check_own_id(function_id)
-                if function_id not in self._handlers:
-                    raise ValueError(f"{function_id} is not registered by this worker")
-            self._handlers.remove(list(function_ids))
-            loop = self._loop
-        if loop is not None:
-            await self._settle(loop, self._core.offers.unregister(function_ids))
+            self._check_registered(function_ids)
+            driver = self._driver
+            if driver is None:
+                self._handlers.remove(list(function_ids))
+        if driver is not None:
+            await self._settle(driver, driver.stay.unregister(function_ids))
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -156,72 +133,42 @@ class AsyncWorker:
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> Any:
         """The function's answer; `worker` (an id) asks for that provider. Raises: CallFailed, see errors.py."""
-        loop = self._loop or self._check_started()
-        number, answer = loop.call(function_id, payload, timeout, worker)
+        driver = self._driver or self._check_started()
+        number, answer = driver.call(function_id, payload, timeout, worker)
         try:
             return await answer
         except asyncio.CancelledError:
-            loop.give_up(number)
+            driver.give_up(number)
             raise
 
     def submit(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> asyncio.Future[Any]:
         """As `call`, but returns a future at once. Cancelling it gives the call up."""
-        loop = self._loop or self._check_started()
-        return loop.submit(function_id, payload, timeout, worker)
+        driver = self._driver or self._check_started()
+        return driver.submit(function_id, payload, timeout, worker)
 
     async def send(
         self, function_id: str, payload: Any = None, *, timeout: float = 30.0, worker: str | None = None
     ) -> None:
         """As `call`, but wants no answer. What fails later is only counted. Raises: Busy, see `Worker.send`."""
-        loop = self._check_started()
+        driver = self._check_started()
         data = payloads.check_call(function_id, payload, timeout, worker)
         timeout = payloads.inherit_deadline(timeout)
         self._core.call(function_id, data, timeout, time.monotonic(), worker or "", wire.NO_ANSWER)
-        loop.turn_soon()
+        driver.turn_soon()
 
     # -- the registry --------------------------------------------------------------------------------------------------
-
-    @property
-    def functions(self) -> Mapping[str, Function]:
-        """All functions of the system by id: live, read-only."""
-        self._check_not_forked()
-        return self._core.replica.functions
-
-    @property
-    def workers(self) -> Mapping[str, WorkerInfo]:
-        """All workers of the system by worker id: live, read-only."""
-        self._check_not_forked()
-        return self._core.replica.workers
-
-    @property
-    def replica(self) -> Replica:
-        """This worker's copy of the registry, for those who want to know more of it."""
-        return self._core.replica
-
-    @property
-    def position(self) -> Position:
-        """How far this worker's view is: `.epoch` and `.seq`."""
-        self._check_not_forked()
-        return self._core.replica.position
-
-    @property
-    def digest(self) -> str:
-        """Hex digest of this worker's view; equal to the broker's at the same position."""
-        self._check_not_forked()
-        return self._core.replica.digest.hex()
 
     async def wait_for(self, *function_ids: str, timeout: float | None = 30.0) -> None:
         """Returns once each function has a provider. Raises: WaitTimeout, which names what is missing."""
         wanted = arguments.check_wanted(function_ids)
         if timeout is not None:
             payloads.check_timeout(timeout)
-        loop = self._check_started()
-        has_provider = self._core.replica.has_provider
-        if not await tasks.wait(loop, lambda: all(map(has_provider, wanted)), timeout):
+        driver = self._check_started()
+        if not await wait(driver, lambda: not self._missing(wanted), timeout):
             self._check_started()
-            raise errors.WaitTimeout([one for one in wanted if not has_provider(one)])
+            raise errors.WaitTimeout(self._missing(wanted))
 
     def changes(self, pattern: str = "*", *, timeout: float | None = None) -> AsyncIterator[Change]:
         """Every change from now on, as it comes, until the worker is closed or `timeout` seconds have passed."""
@@ -230,50 +177,6 @@ class AsyncWorker:
         self._listeners.add_buffer(buffer)
         until = None if timeout is None else time.monotonic() + payloads.check_timeout(timeout)
         return self._iterate(buffer, fresh, until)
-
-    def on_change(self, pattern: str | _C = "*") -> Any:
-        """A decorator: calls the function with each Change whose function id matches (worker changes only with "*").
-
-        An `async def` function becomes a task of its own for each change.
-        """
-        if not isinstance(pattern, str) and callable(pattern):
-            return self.on_change("*")(pattern)
-        checked = check_pattern(pattern)
-
-        def decorate(callback: _C) -> _C:
-            self._listeners.add_on_change(checked, callback)
-            return callback
-
-        return decorate
-
-    def on_state(self, callback: _C) -> _C:
-        """Calls the function with each new `state`; also a decorator."""
-        self._listeners.add_on_state(callback)
-        return callback
-
-    # -- itself --------------------------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        return self._profile.name
-
-    @property
-    def id(self) -> str | None:
-        """The worker id that the broker gave; None before the start. A new one after a lost session."""
-        welcome = self._core.membership.welcome
-        return None if welcome is None else welcome.worker_id
-
-    @property
-    def state(self) -> str:
-        """connecting, connected, stale or closed; "new" before the start."""
-        if self._is_forked():
-            return CLOSED
-        return self._core.membership.state
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What happened so far, by name; each is told in docs/protocol.md."""
-        return self._core.counted() | {"readers_reset": self._listeners.resets + self._callbacks.resets}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -285,25 +188,23 @@ class AsyncWorker:
         self._move_in()
         async with self._starting:
             self._check_not_closed()
-            if self._loop is not None:
+            if self._driver is not None:
                 return
             if self._core.membership.phase != IDLE:  # a failed start is behind us
                 self._core = self._new_core()
-            loop = self._joining = Loop(self._core, self._handlers, self._listeners, self._threads)
+            driver = self._joining = AsyncDriver(self._core, self._handlers, self._listeners, self._threads)
             try:
-                refusals = await tasks.join(loop, None if self._retry else self._connect_timeout)
-                if refusals:
-                    raise first_refusal(refusals, len(self._handlers))
+                await self._join(driver)
                 self._check_not_closed()
             except BaseException as error:
-                loop.end()
+                driver.end()
                 if isinstance(error, Exception):
                     self._check_not_closed()  # then that is what happened, whatever followed from it
                 raise
             finally:
                 self._joining = None
-            self._loop = loop
-            loop.watch = keeper.keep(loop)
+            self._driver = driver
+            hub.shared().ring(driver)
 
     async def run(self) -> None:
         """Joins and serves until Ctrl-C, SIGTERM or `close()`; then drains. Raises: as `start`.
@@ -325,15 +226,17 @@ class AsyncWorker:
             if not over.get_loop().is_closed():
                 over.cancel()
 
-    async def drain(self, timeout: float = arguments.DRAIN_S) -> bool:
+    async def drain(self, timeout: float = DRAIN_S) -> bool:
         """Leaves without a gap: no new calls are taken, what runs and waits ends, then the worker is closed.
 
         Returns False when something was still open after `timeout` seconds; it is then left to itself.
         """
         payloads.check_timeout(timeout)
-        loop = self._check_started()
+        driver = self._check_started()
+        driver.stay.drain()
+        driver.turn_soon()
         try:
-            return await tasks.drain(loop, timeout)
+            return await wait(driver, lambda: driver.stay.has_drained() and not driver.has_open_calls, timeout)
         finally:
             await self.close()
 
@@ -344,13 +247,14 @@ class AsyncWorker:
             self._over.set()
         if self._joining is not None:
             self._joining.end()
-        if self._loop is not None and self._loop.unusable is None:
+        driver = self._driver
+        if driver is not None and driver.unusable is None:
             try:
-                self._loop.check()
+                driver.check()
             except errors.Closed:
                 return
-            keeper.drop(self._loop.watch)
-            await tasks.leave(self._loop, CLOSE_S)
+            hub.shared().dismiss(driver)
+            await self._leave(driver)
 
     async def __aenter__(self) -> AsyncWorker:
         await self.start()
@@ -359,21 +263,18 @@ class AsyncWorker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None and self._loop is not None and self._loop.unusable is None:
+        if kind is None and self._driver is not None and self._driver.unusable is None:
             await self.drain()
         else:
             await self.close()
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self.name}: a worker can't be sent to another process: make a new one there")
-
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _new_core(self) -> WorkerCore:
-        return WorkerCore(
-            self._profile, random=random.random, patience_s=self._connect_timeout,
-            is_watched=self._listeners.hear_changes, shared=arguments.shared,
-        )  # fmt: skip
+    def _resets(self) -> int:
+        return self._callbacks.resets
+
+    def _unusable(self) -> str | None:
+        return None if self._driver is None else self._driver.unusable
 
     async def _serve_until(self, start: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
         await asyncio.wait([start, over], return_when=asyncio.FIRST_COMPLETED)
@@ -385,62 +286,62 @@ class AsyncWorker:
             await asyncio.wait([start])
             if not start.cancelled():
                 start.exception()  # of no interest: it was told to end
-        if self._loop is not None and self._loop.unusable is None:
+        if self._driver is not None and self._driver.unusable is None:
             await self.drain()
 
-    def _is_forked(self) -> bool:
-        return self._loop is not None and self._loop.unusable is keeper.FORKED
+    async def _join(self, driver: AsyncDriver) -> None:
+        """Raises: BrokerUnreachable, Refused."""
+        stay = driver.stay
+        stay.join(None if self._retry else self._connect_timeout)
+        driver.turn_soon()
+        while not await wait(driver, stay.has_joined, stay.slice_s):
+            stay.check_patience(driver.unusable is not None)
+        stay.check_joined()
 
-    def _check_not_forked(self) -> None:
-        if self._is_forked():
-            raise errors.Closed(keeper.FORKED)
+    async def _leave(self, driver: AsyncDriver) -> None:
+        """Bye, a moment for results that are about to be sent, and the end."""
+        self._core.leave()
+        driver.turn_soon()
+        if not driver.is_handlers_task(asyncio.current_task()):
+            await wait(driver, lambda: not len(self._core.incoming), CLOSE_S)
+            await wait(driver, lambda: self._core.has_left, LEFT_S)
+        driver.end()
 
-    def _move_in(self) -> None:
-        """A worker that was made before a fork, and not started, is the child's own."""
-        if self._loop is None and self._profile.pid != os.getpid():
-            self._profile = replace(self._profile, pid=os.getpid())
-            self._core, self._joining, self._starting = self._new_core(), None, asyncio.Lock()
-
-    def _record(self, items: list[Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Checked and taken over: what is new, and what was there before."""
-        if self._profile.observer:
-            raise ValueError("an observer offers no functions")
-        self._check_not_closed()
-        prepared = self._handlers.prepare(items, options)
-        return prepared, self._handlers.put(prepared)
-
-    async def _settle(self, loop: Loop, ticket: int) -> list[tuple[str, str, str]]:
+    async def _settle(self, driver: AsyncDriver, ticket: int) -> list[Refusal]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
-        loop.turn_soon()
-        timeout = None if self._retry else self._connect_timeout
-        while not await tasks.wait(loop, lambda: ticket in loop.desk.settled, timeout):
+        driver.turn_soon()
+        while not await wait(
+            driver, lambda: driver.stay.is_settled(ticket), None if self._retry else self._connect_timeout
+        ):
             self._check_started()
-            if self._core.membership.state != CONNECTED:
-                self._core.offers.abandon(ticket)
-                raise no_session(self._profile.url, self._core.membership.trouble)
-        return loop.desk.settled.pop(ticket)
+            driver.stay.check_session(ticket)
+        return driver.stay.pop_refusals(ticket)
 
     async def _iterate(self, buffer: Buffer, fresh: asyncio.Event, until: float | None) -> AsyncIterator[Change]:
-        loop = self._check_started()
+        driver = self._check_started()
         while True:
             fresh.clear()
             while buffer.waiting:
                 yield buffer.waiting.popleft()
             left = None if until is None else until - time.monotonic()
-            if loop.unusable is not None or (left is not None and left <= 0):
+            if driver.unusable is not None or (left is not None and left <= 0):
                 return
-            await tasks.wait(loop, lambda: bool(buffer.waiting), left)
+            await wait(driver, lambda: bool(buffer.waiting), left)
+
+    def _move_in(self) -> None:
+        if self._driver is None and self._profile.pid != os.getpid():
+            super()._move_in()
+            self._joining, self._starting = None, asyncio.Lock()
 
     def _check_not_closed(self) -> None:
-        if self._closed:
-            raise errors.Closed("the worker was closed")
-        if self._loop is not None:
-            self._loop.check()
+        super()._check_not_closed()
+        if self._driver is not None:
+            self._driver.check()
 
-    def _check_started(self) -> Loop:
-        loop = self._loop
-        if loop is None:
+    def _check_started(self) -> AsyncDriver:
+        driver = self._driver
+        if driver is None:
             text = "closed" if self._closed else "not started: use `await start()`, `await run()` or `async with`"
             raise errors.Closed(f"the worker was {text}")
-        loop.check()
-        return loop
+        driver.check()
+        return driver

@@ -1,64 +1,186 @@
-"""Callbacks of an AsyncWorker: plain functions are called in place, coroutine functions run as tasks.
+"""Where the callbacks of sync workers run: `on_change`, `on_state`, and the done callbacks of futures.
 
-Invariant: a callback that falls behind by RUNNING_MAX tasks hears of nothing more until all of them have ended, and is
-then told so: by one `reset` change, or by the latest state. So there is never a silent gap.
+Each worker has a queue; a few threads of the process empty the queues, a batch at a time, each in a clean context.
+So the callbacks of one worker run in order and never two at once, and a callback that blocks, or waits for another
+worker's callback, holds up its own worker's callbacks and nothing else.
+
+Invariants: a queue is handed to one thread at a time. One thread is enough while callbacks are quick; another one
+starts when a queue has waited for STUCK_S and no thread took any, up to THREADS_MAX. What a callback raises is logged.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-from collections.abc import Coroutine
-from typing import Any
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from queue import Empty, SimpleQueue
+from typing import Any, Final
 
 from ...core.worker.changes import Change, Position, reset_at
-from .listeners import Callback
-from .raising import is_interrupt
+from .forks import end_child, forks
 
 log = logging.getLogger("iii_zmq.worker")
 
-RUNNING_MAX = 10_000  # tasks of one callback: some 20 MB
+THREADS_MAX: Final = 256  # so many callbacks may block at the same time before those of other workers wait
+STUCK_S: Final = 0.005  # what a thread waits for the GIL before it asks for it
+IDLE_S: Final = 1.0  # after this a thread ends, unless it is the last one
+WAITING_MAX: Final = 100_000  # changes that the callbacks of one worker have not heard of: some 20 MB
+
+Job = tuple[Callable[[Any], None], Any]
 
 
-class Callbacks:
-    """All of one worker's."""
+class CallbackQueue:
+    """The callbacks of one worker that wait for their turn. Any thread may put one."""
 
     def __init__(self) -> None:
-        self.resets = 0  # times that one had fallen behind
-        self._running: dict[int, set[asyncio.Task[None]]] = {}  # by the callback's identity: it need not be hashable
-        self._missed: dict[int, Any] = {}  # the latest value that it did not hear of
+        self.resets = 0  # how often changes were lost because too many waited
+        self._lock = threading.Lock()
+        self._jobs: deque[Job] = deque()
+        self._changes = 0  # in the jobs
+        self._is_handed_over = False  # a thread has this queue, or is about to
 
-    def call(self, callback: Callback, value: Any) -> None:
-        """Raises: what a plain callback raises. A task's exception is logged."""
-        running = self._running.get(id(callback), ())
-        if len(running) >= RUNNING_MAX or id(callback) in self._missed:
-            self._missed[id(callback)] = value
+    def put(self, run: Callable[[Any], None], value: Any) -> None:
+        """`run(value)` is called after all that was put before."""
+        with self._lock:
+            self._jobs.append((run, value))
+            is_new, self._is_handed_over = not self._is_handed_over, True
+        if is_new:
+            threads().take(self)
+
+    def put_changes(self, run: Callable[[list[Change]], None], changes: list[Change]) -> None:
+        """As `put`. Beyond WAITING_MAX all changes that wait are replaced by one `reset`."""
+        with self._lock:
+            self._changes += len(changes)
+            if self._changes > WAITING_MAX:
+                self._jobs = deque(job for job in self._jobs if not isinstance(job[1], list))
+                changes = [reset_at(Position(changes[-1].epoch, changes[-1].seq))]
+                self._changes = 1
+                self.resets += 1
+        self.put(run, changes)
+
+    def run_batch(self) -> None:
+        """Runs what waits now. For the thread that has the queue."""
+        born_in = forks.count
+        for _ in range(len(self._jobs)):
+            with self._lock:
+                run, value = self._jobs.popleft()
+                if isinstance(value, list):
+                    self._changes -= len(value)
+            try:
+                run(value)
+            except BaseException as error:  # the worker, and this thread, are not the callback's to end
+                if forks.count != born_in:
+                    end_child(error)
+                log.exception("a callback failed")
+            if forks.count != born_in:
+                end_child(None)
+        with self._lock:
+            self._is_handed_over = is_more = bool(self._jobs)
+        if is_more:
+            threads().take(self)
+
+    def wait_until_empty(self, timeout: float) -> None:
+        """Waits until all that was put has run; not in a callback thread, which would wait for itself."""
+        if threading.current_thread().name.startswith(_NAME):
             return
-        result = callback(value)
-        if inspect.iscoroutine(result):
-            task = asyncio.get_running_loop().create_task(_log_failure(callback, result))
-            self._running.setdefault(id(callback), set()).add(task)  # the loop itself holds tasks only weakly
-            task.add_done_callback(lambda done: self._ended(callback, done))
-
-    def _ended(self, callback: Callback, task: asyncio.Task[None]) -> None:
-        running = self._running[id(callback)]
-        running.discard(task)
-        if running:
-            return
-        del self._running[id(callback)]
-        if id(callback) in self._missed:
-            value = self._missed.pop(id(callback))
-            self.resets += 1
-            self.call(callback, reset_at(Position(value.epoch, value.seq)) if isinstance(value, Change) else value)
+        came = threading.Lock()
+        came.acquire()
+        with self._lock:
+            if not self._is_handed_over:
+                return
+        self.put(lambda _: came.release(), None)
+        came.acquire(timeout=timeout)
 
 
-async def _log_failure(callback: Callback, running: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await running
-    except (asyncio.CancelledError, GeneratorExit):  # the loop ends
-        raise
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        log.exception("the callback %r failed", callback)
+_NAME: Final = "iii-callbacks"
+
+
+class Threads:
+    """The callback threads of the process."""
+
+    def __init__(self) -> None:
+        self._ready: SimpleQueue[CallbackQueue] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._count = 0
+        self._busy = 0
+        self._taken = 0  # queues so far
+        self._guard = threading.Lock()  # free while queues may wait and all threads are busy
+        self._guard.acquire()
+        self._is_guarded = False
+
+    def take(self, queue: CallbackQueue) -> None:
+        """A thread empties this queue soon."""
+        self._ready.put(queue)
+        with self._lock:
+            if not self._count:
+                self._start(self._work)
+                self._count = 1
+            elif self._ready.qsize() > self._count - self._busy:
+                self._call_guard()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                queue = self._ready.get(timeout=IDLE_S)
+            except Empty:
+                with self._lock:
+                    if self._count > 1:
+                        self._count -= 1
+                        return
+                    continue
+            with self._lock:
+                self._busy += 1
+                self._taken += 1
+                if self._ready.qsize() > self._count - self._busy:
+                    self._call_guard()
+            Context().run(queue.run_batch)
+            with self._lock:
+                self._busy -= 1
+
+    # -- the guard -----------------------------------------------------------------------------------------------------
+
+    def _call_guard(self) -> None:
+        """Under the lock."""
+        if not self._is_guarded:
+            self._is_guarded = True
+            self._start(self._watch)
+        elif self._guard.locked():
+            self._guard.release()
+
+    def _watch(self) -> None:
+        """Starts another thread whenever no queue was taken for STUCK_S though some wait."""
+        while True:
+            taken = self._taken
+            time.sleep(STUCK_S)
+            with self._lock:
+                is_waiting = self._ready.qsize() > self._count - self._busy
+                if is_waiting and self._taken == taken and self._count < THREADS_MAX:
+                    self._count += 1
+                    self._start(self._work)
+            if not is_waiting:
+                self._guard.acquire()
+
+    @staticmethod
+    def _start(run: Callable[[], None]) -> None:
+        threading.Thread(target=run, name=_NAME, daemon=True).start()
+
+
+_threads = Threads()
+
+
+def threads() -> Threads:
+    """Those of this process."""
+    return _threads
+
+
+def _after_fork() -> None:
+    """In the child: the threads are the parent's."""
+    global _threads
+    _threads = Threads()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout  # Python's own from 3.11 on
 from typing import Any, Protocol
 
 from ... import errors
-from . import keeper
+from .callbacks import CallbackQueue
 from .forks import forks
+from .hub import FORKED
 from .payloads import unpack_result
-from .raising import is_interrupt
-from .waiting import CallOutcome
-
-log = logging.getLogger("iii_zmq.worker")
+from .waits import CallOutcome
 
 
 class Driving(Protocol):
-    """What a future needs of the Driver that made its call."""
+    """What a future needs of the driver that made its call."""
 
-    def finish(self, future: CallFuture, timeout: float | None) -> None: ...
-    def block(self, future: CallFuture) -> None: ...
+    callbacks: CallbackQueue
+
+    def wait_for(self, future: CallFuture, timeout: float | None) -> None: ...
     def forget(self, future: CallFuture) -> None: ...
-    def serve_callbacks(self) -> None: ...
 
 
 _making = threading.Lock()  # of this process, for the moment in which a future ends or gets its Condition
@@ -45,9 +42,9 @@ os.register_at_fork(after_in_child=_after_fork)
 class CallFuture(Future[Any]):
     """What a Worker's `submit` returns. Cancelling it tells the broker that nobody waits any more.
 
-    A thread that waits for it in `result` or `exception` may drive the worker by itself meanwhile. So most are done
-    before anything has waited on them, and the Condition for that, which takes longer to make and to notify than all
-    the rest, is made when it is first asked for: by Future's own methods, which begin with it.
+    A thread that waits in `result` or `exception` may drive the worker meanwhile, so most futures are done before
+    anything has waited on them. The Condition for that takes longer to make and to notify than all the rest, so it is
+    made when Future's own methods first ask for it. Done callbacks run where the worker's other callbacks do.
     """
 
     # What Future's `__init__`, which is not called, would set.
@@ -80,11 +77,10 @@ class CallFuture(Future[Any]):
         self._driver.forget(self)
         return True
 
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """As Future's. It runs in the thread that serves the worker, or in one that drives it just then."""
-        if self.is_open:
-            self._driver.serve_callbacks()
-        super().add_done_callback(fn)
+    def _invoke_callbacks(self) -> None:
+        """Future calls this in whichever thread ends it: no place for the code of users."""
+        if self._done_callbacks:
+            self._driver.callbacks.put(lambda _: super(CallFuture, self)._invoke_callbacks(), None)  # type: ignore[misc]
 
     def end(self, outcome: CallOutcome) -> None:
         """Called by the driver."""
@@ -102,45 +98,33 @@ class CallFuture(Future[Any]):
             pass  # cancelled meanwhile
         except errors.RemoteError as error:
             self.set_exception(error)
-        except BaseException as error:  # of a done callback; those that are an Exception are logged by Future itself
-            if is_interrupt(error):
-                raise
-            log.exception("a callback of the future of a call failed")
 
     def result(self, timeout: float | None = None) -> Any:
         """As Future's. Raises: Closed in a fork's child, where nobody will ever end it."""
-        if self.is_open:
-            timeout = self._wait(timeout)
+        self._wait(timeout)
         if self._state == "FINISHED" and self._waited_on is None:
             return self._result
-        return super().result(timeout)
+        return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As Future's. Raises: Closed in a fork's child."""
-        return super().exception(self._wait(timeout) if self.is_open else None)
+        self._wait(timeout)
+        return super().exception(0)
 
     @property
     def is_open(self) -> bool:
         """It is not done. Without a lock: a thread of the parent's may have held it at a fork."""
         return self._state in ("PENDING", "RUNNING")
 
-    def _wait(self, timeout: float | None) -> float | None:
-        """Waits as far as this thread may drive by itself; what is left of the timeout for somebody else to end it."""
+    def _wait(self, timeout: float | None) -> None:
+        """Raises: TimeoutError, Closed."""
+        if not self.is_open:
+            return
         if self._forks != forks.count:
-            raise errors.Closed(keeper.FORKED)
-        until = None if timeout is None else time.monotonic() + timeout
-        self._driver.finish(self, timeout)
+            raise errors.Closed(FORKED)
+        self._driver.wait_for(self, timeout)
         if self.is_open:
-            self._driver.block(self)
-        return None if until is None else max(0.0, until - time.monotonic())
-
-    def wait(self) -> Any:
-        """The result; whoever is interrupted while waiting for it gives the call up."""
-        try:
-            return self.result()
-        except BaseException:
-            self.cancel()
-            raise
+            raise FutureTimeout
 
 
 class AsyncCallFuture(asyncio.Future[Any]):

@@ -1,32 +1,44 @@
-"""The user's functions: which handler belongs to which id, and what running one amounts to.
+"""The user's functions: which handler belongs to which id, where it runs, and what comes of it.
 
 Invariant: the outcome of a call is decided here and nowhere else: a packed result, or the name and text of what was
 raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except Ctrl-C.
+
+A sync worker's handlers run in the threads of its Pool, or inline, in the thread of its own hub. There a handler that
+calls drives the link while it waits, and may so come to run another one inside: up to NESTING_MAX, beyond which
+calls wait until an outer one has ended. Answers of inline handlers that are ready within HOLD_S leave together. None
+waits for a handler that may take long: one that is not known to be quick begins only when what is ready has left.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import os
-import sys
-import traceback
-from collections.abc import Mapping
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, NoReturn
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
 
 from ... import wire
 from ...core.worker.events import RunCall
 from ...core.worker.incoming import Incoming
 from .arguments import Handler, make_entry
-from .forks import forks
+from .forks import end_child, forks
+from .listeners import is_interrupt
 from .payloads import pack_value, running
-from .raising import is_interrupt
 
 log = logging.getLogger("iii_zmq.worker")
 
 QUICK_S: Final = 0.0002  # a handler that takes less is quick
 PACE_KEPT: Final = 0.9  # of a slow run's time, at each run after it
+NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
+HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
+LOOK_S: Final = 0.1  # between inline handlers the sockets are looked at this often, so that heartbeats go on
+
+_clock: Final = time.monotonic
 
 
 class Raised:
@@ -124,7 +136,7 @@ class Handlers:
         return self._paces.get(function_id, QUICK_S) < QUICK_S
 
     def note_pace(self, function_id: str, took_s: float) -> None:
-        """It ran, and took so long. One slow run is forgotten in time: one pause of the system proves nothing."""
+        """Records a run time. One slow run is forgotten in time: one pause of the system proves nothing."""
         if function_id in self._handlers:
             self._paces[function_id] = max(took_s, self._paces.get(function_id, 0.0) * PACE_KEPT)
 
@@ -178,25 +190,6 @@ def raised(run: RunCall, error: BaseException) -> Raised:
     return Raised(error)
 
 
-def end_child(error: BaseException | None) -> NoReturn:
-    """The handler forked, and this is the child, leaving the handler: it has no worker to go back to.
-
-    It ends as a process of its own would. The answer to the call is the parent's to give.
-    """
-    code = 0
-    if isinstance(error, SystemExit) and not isinstance(error.code, str):
-        code = error.code if isinstance(error.code, int) else 0
-    elif error is not None:
-        traceback.print_exception(error)
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # closed, or nobody reads it
-    os._exit(code & 0xFF)
-
-
 def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:
     """Tells the core how it went."""
     if outcome is NotRun.TOO_LATE:
@@ -207,3 +200,103 @@ def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:
         incoming.fail(run, outcome.type, outcome.text)
     else:
         incoming.finish(run, outcome)
+
+
+class Runs(Protocol):
+    """What running handlers needs of a worker's driver."""
+
+    def hand_back_soon(self, run: RunCall, outcome: Outcome) -> None: ...
+    def flush(self) -> None: ...
+    def look_in(self) -> None: ...
+
+
+class Inline:
+    """The inline handlers of one worker: the calls that wait, and the ones that run, one inside the other."""
+
+    def __init__(self, handlers: Handlers, driver: Runs) -> None:
+        self._handlers = handlers
+        self._driver = driver
+        self._waiting: deque[RunCall] = deque()  # bounded by the worker's credit
+        self._ready_at = math.inf  # since then an answer may wait to be sent
+        self.depth = 0
+        self.looked_at = 0.0  # when the sockets were last looked at, by whom ever
+
+    def put(self, run: RunCall) -> None:
+        self._waiting.append(run)
+
+    @property
+    def is_idle(self) -> bool:
+        """No handler runs, and no call waits."""
+        return not self.depth and not self._waiting
+
+    def run_waiting(self) -> None:
+        """Runs what waits. In the worker's own hub, without its lock."""
+        while self._waiting and self.depth < NESTING_MAX:
+            self._run(self._waiting.popleft())
+        if self._ready_at != math.inf:
+            self._send()
+
+    def _send(self) -> None:
+        self._ready_at = math.inf
+        self._driver.flush()
+
+    def _run(self, run: RunCall) -> None:
+        began = _clock()
+        held_s = began - self._ready_at
+        if held_s > HOLD_S or (held_s >= 0 and not self._handlers.is_quick(run.function_id)):
+            self._send()
+        self.depth += 1
+        try:
+            outcome = self._handlers.run_here(run, began)
+        finally:
+            self.depth -= 1
+        self._driver.hand_back_soon(run, outcome)
+        ended = _clock()
+        self._handlers.note_pace(run.function_id, ended - began)
+        if ended < self._ready_at:
+            self._ready_at = ended
+        if ended - self.looked_at > LOOK_S:
+            self._driver.look_in()
+
+
+class Pool:
+    """At most `threads_max` threads, started when they are needed; calls beyond that wait, bounded by the credit.
+
+    Daemon threads, unlike those of `concurrent.futures`: a handler that hangs keeps no interpreter from ending.
+    """
+
+    def __init__(self, name: str, threads_max: int, handlers: Handlers, hand_back: Callable[[], None]) -> None:
+        self._name = name
+        self._threads_max = threads_max
+        self._handlers = handlers
+        self._hand_back = hand_back
+        self._runs: SimpleQueue[RunCall | None] = SimpleQueue()
+        self.done: deque[tuple[RunCall, Outcome]] = deque()  # what `hand_back` takes
+        self._threads = 0
+        self._open = 0  # calls that were put and have not ended
+        self._lock = threading.Lock()
+
+    def put(self, run: RunCall) -> None:
+        with self._lock:
+            self._open += 1
+            if self._threads < min(self._open, self._threads_max):
+                self._threads += 1
+                name = f"{self._name}-{self._threads}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._runs.put(run)
+
+    def close(self) -> None:
+        """The threads end when what was put has ended; nobody waits for that."""
+        for _ in range(self._threads):
+            self._runs.put(None)
+
+    def _work(self) -> None:
+        while (run := self._runs.get()) is not None:
+            outcome = self._handlers.run_here(run, _clock())
+            self.done.append((run, outcome))
+            with self._lock:
+                self._open -= 1
+            try:
+                self._hand_back()
+            except Exception:
+                log.exception("handing back the result of %s failed", run.function_id)

@@ -1,135 +1,204 @@
-"""A sync worker's stay with the broker: joining, draining, leaving, and what the keeper may do in between."""
+"""A worker's life with its broker, alike for both faces: joining, registering, draining, leaving, and telling of it.
+
+Nothing here waits: each step says what to ask of the core and when the waiting is over. A sync worker's threads wait in
+sync_driver, an AsyncWorker's tasks in async_driver.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ... import errors
-from ...core.worker.events import CONNECTED
+from ...core.worker.core import WorkerCore
+from ...core.worker.events import (
+    CONNECTED,
+    Changes,
+    Drained,
+    JoinRefused,
+    NotOffered,
+    Settled,
+    StateChanged,
+    Troubled,
+)
+from ...core.worker.offers import Refusal, first_refusal
 from ...core.worker.patience import Patience
-from . import keeper
+from .callbacks import CallbackQueue
 from .handlers import Handlers
-from .sync_driver import Driver
+from .listeners import Listeners
 
 log = logging.getLogger("iii_zmq.worker")
 
-STUCK_S = 2.0  # how long one waits for a serve thread that is inside a handler
+DRAIN_S = 5.0  # what leaving `with`, and the end of `run()`, give to running calls
+CLOSE_S = 0.5  # what `close()` gives to results that are about to be sent
 LEFT_S = 0.2  # for the Bye to arrive: a process that ends in this moment takes what was not sent yet with it
-TIMEOUTS = (TimeoutError, FutureTimeout)  # the second is the first from Python 3.11 on
+CLOSED = "the worker was closed"
 
 
 class Stay:
-    """From `join` to `leave`, or to the end of the process."""
+    """From joining to leaving. With a `queue`, listeners and log handlers run there: both are the code of users."""
 
-    def __init__(self, driver: Driver, handlers: Handlers) -> None:
-        self._driver = driver
-        self._core = driver.core
+    def __init__(
+        self, core: WorkerCore, handlers: Handlers, listeners: Listeners, queue: CallbackQueue | None = None
+    ) -> None:
+        self._core = core
         self._handlers = handlers
-        self._watch: keeper.Watch | None = None
+        self._listeners = listeners
+        self._queue = queue
+        self._tickets: set[int] = set()  # that are open
+        self._settled: dict[int, list[Refusal]] = {}  # tickets whose end somebody will fetch
+        self._refused: JoinRefused | None = None
+        self._is_drained = False
+        self._began = self._asked_at = 0.0
+        self._ticket: int | None = None
+        self._patience = Patience(None, None)
+        self.on: dict[type[Any], Callable[[Any], None]] = {
+            Changes: self._on_changes,
+            Settled: self._on_settled,
+            StateChanged: self._on_state,
+            Troubled: self._on_troubled,
+            JoinRefused: self._on_refused,
+            NotOffered: self._on_not_offered,
+            Drained: self._on_drained,
+        }
 
-    def join(self, timeout: float | None, is_over: Callable[[], bool] | None) -> list[tuple[str, str, str]]:
-        """Connects and registers what is there; what the broker refused. Raises: BrokerUnreachable, Refused.
+    # -- joining -------------------------------------------------------------------------------------------------------
 
-        What counts of the timeout is told in core/worker/patience.py.
-        """
-        began = time.monotonic()
-        core, desk = self._core, self._driver.desk
-        ticket = self._driver.do(self._connect)
+    def join(self, timeout: float | None) -> None:
+        """Connects, and registers what is there. How the timeout counts is told in core/worker/patience."""
+        self._ticket = self.register(self._handlers.entries) if self._handlers.entries else None
+        self._began = self._asked_at = time.monotonic()
+        self._patience = Patience(timeout, self._core.progress)
+        self._core.connect(self._began)
 
-        def is_settled() -> bool:
-            return core.membership.state == CONNECTED or desk.refused is not None or (is_over is not None and is_over())
+    @property
+    def slice_s(self) -> float | None:
+        """How long to wait for `has_joined` before `check_patience`."""
+        return self._patience.slice_s
 
-        patience = Patience(timeout, core.progress)
-        asked_at = began
-        while not self._driver.wait(is_settled, patience.slice_s):
-            now = time.monotonic()
-            if patience.is_over(now - asked_at, core.progress) or self._driver.ended:
-                raise unreachable(core.profile.url, now - began, core.membership.trouble)
-            asked_at = now
-        if desk.refused is not None:
-            raise errors.Refused(f"the broker at {core.profile.url} refused: {desk.refused.text}", desk.refused.code)
-        self._watch = keeper.keep(self)
-        return [] if ticket is None else desk.settled.pop(ticket, [])
+    def has_joined(self) -> bool:
+        """Joined, or refused."""
+        return self._core.membership.state == CONNECTED or self._refused is not None
 
-    def drain(self, timeout: float) -> bool:
-        """No new calls; whether those that run here, and our own, ended in time."""
-        driver, core = self._driver, self._core
-        if driver.unusable is not None:
-            return True
-        driver.desk.drained = not self._handlers.entries  # who offers nothing has nothing to hand over
-        try:
-            if not driver.desk.drained:
-                driver.do(core.drain, STUCK_S)
-            return driver.wait(
-                lambda: driver.desk.drained and not len(core.incoming) and not driver.has_open_calls, timeout
-            )
-        except TIMEOUTS:
-            return False
+    def check_patience(self, is_over: bool) -> None:
+        """After a slice without success. Raises: BrokerUnreachable."""
+        now = time.monotonic()
+        if self._patience.is_over(now - self._asked_at, self._core.progress) or is_over:
+            raise unreachable(self._core.profile.url, now - self._began, self._core.membership.trouble)
+        self._asked_at = now
 
-    def leave(self, results_s: float) -> None:
-        """Bye, a moment for results that are about to be sent, and the end. May be repeated."""
-        driver = self._driver
-        if driver.unusable is not None:
-            return
-        driver.unusable = "the worker was closed"
-        keeper.drop(self._watch)
-        try:
-            driver.do(self._core.leave, STUCK_S)
-            if results_s and not driver.runner.depth:
-                driver.wait(lambda: not len(self._core.incoming), results_s)
-                driver.wait(lambda: self._core.has_left, LEFT_S)
-            driver.do(driver.end, STUCK_S)
-        except TIMEOUTS:
-            log.warning("%s: closed while a handler still runs; it leaves when that ends", self._core.profile.name)
-            driver.post(driver.end)
+    def check_joined(self) -> None:
+        """Raises: Refused, by the broker, for the worker itself or for the first refused function."""
+        if self._refused is not None:
+            text = f"the broker at {self._core.profile.url} refused: {self._refused.text}"
+            raise errors.Refused(text, self._refused.code)
+        if self._ticket is not None:
+            refusals = self._settled.pop(self._ticket, [])
+            if refusals:
+                raise first_refusal(refusals, len(self._handlers))
 
-    # -- for the keeper ------------------------------------------------------------------------------------------------
+    # -- registering ---------------------------------------------------------------------------------------------------
 
-    def look_s(self) -> float:
-        """How often to look in."""
-        return keeper.LOOK_S if self._driver.serving else self._core.membership.heartbeat_s / 2
-
-    def look_in(self) -> None:
-        """Drives for a moment, unless somebody does or just did."""
-        driver = self._driver
-        if not driver.serving and time.monotonic() - driver.polled_at >= self.look_s() / 2:
-            driver.look()
-
-    def forked(self) -> None:
-        """In the child: link, lock and threads are the parent's."""
-        self._driver.unusable = keeper.FORKED
-        self._driver.ended = True
-
-    def end_quickly(self, until: float) -> None:
-        """The interpreter ends: Bye if that can be said at once."""
-        if self._driver.unusable is None:
-            self._driver.unusable = "the interpreter is ending"
-            try:
-                self._driver.do(self._say_bye, max(0.0, until - time.monotonic()))
-            except TIMEOUTS:
-                pass
-
-    # -- private -------------------------------------------------------------------------------------------------------
-
-    def _connect(self) -> int | None:
-        """Under the driver's lock: the ticket of what is registered already."""
-        entries = self._handlers.entries
-        ticket = self._core.offers.register(entries) if entries else None
-        self._core.connect(time.monotonic())
+    def register(self, entries: Mapping[str, bytes]) -> int:
+        """The ticket of a registration."""
+        ticket = self._core.offers.register(entries)
+        self._tickets.add(ticket)
         return ticket
 
-    def _say_bye(self) -> None:
-        self._core.leave()
-        self._driver.end()
+    def unregister(self, function_ids: tuple[str, ...]) -> int:
+        """The ticket. The handlers go after the Unregister: when they run no more, the heir has been promoted."""
+        ticket = self._core.offers.unregister(function_ids)
+        self._tickets.add(ticket)
+        self._handlers.remove(list(function_ids))
+        return ticket
 
+    def is_settled(self, ticket: int) -> bool:
+        """The broker answered, and the replica shows it."""
+        return ticket in self._settled
 
-def no_session(url: str, trouble: str) -> errors.BrokerUnreachable:
-    """For who registers while there is none."""
-    why = f" ({trouble})" if trouble else ""
-    return errors.BrokerUnreachable(f"no session with the broker at {url}{why}: the change is made when there is one")
+    def pop_refusals(self, ticket: int) -> list[Refusal]:
+        """What the broker refused of a ticket that is settled."""
+        return self._settled.pop(ticket)
+
+    def check_session(self, ticket: int) -> None:
+        """After `connect_timeout` without an answer. Raises: BrokerUnreachable if there is no session."""
+        membership = self._core.membership
+        if membership.state != CONNECTED:
+            self._core.offers.abandon(ticket)
+            self._tickets.discard(ticket)
+            why = f" ({membership.trouble})" if membership.trouble else ""
+            url = self._core.profile.url
+            text = f"no session with the broker at {url}{why}: the change is made once there is one"
+            raise errors.BrokerUnreachable(text)
+
+    # -- leaving -------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Asks for no new calls. A worker that offers nothing has nothing to hand over."""
+        self._is_drained = not self._handlers.entries
+        if not self._is_drained:
+            self._core.drain()
+
+    def has_drained(self) -> bool:
+        """No call is handed over any more, and none runs."""
+        return self._is_drained and not len(self._core.incoming)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def mend(self) -> None:
+        """Events may be lost: ends the tickets that the core has ended."""
+        for ticket in [one for one in self._tickets if not self._core.offers.has(one)]:
+            self._on_settled(Settled(ticket))
+
+    def _on_settled(self, event: Settled) -> None:
+        self._tickets.discard(event.ticket)
+        self._settled[event.ticket] = event.refusals
+
+    def _on_refused(self, event: JoinRefused) -> None:
+        self._refused = event
+
+    def _on_drained(self, _: Drained) -> None:
+        self._is_drained = True
+
+    def _on_changes(self, event: Changes) -> None:
+        changes, listeners, queue = event.changes, self._listeners, self._queue
+        if not changes:
+            return
+        listeners.feed(changes)
+        if queue is None:
+            listeners.tell_changes(changes)
+        elif listeners.has_on_change:
+            queue.put_changes(listeners.tell_changes, changes)
+
+    def _on_state(self, event: StateChanged) -> None:
+        if log.isEnabledFor(logging.INFO):
+            self._tell(self._log_state, event)
+        if self._listeners.has_on_state:
+            self._tell(self._listeners.tell_state, event.state)
+
+    def _log_state(self, event: StateChanged) -> None:
+        log.info("%s is %s %s", self._core.profile.name, event.state, event.text)
+
+    def _on_troubled(self, event: Troubled) -> None:
+        self._tell(self._log_trouble, event)
+
+    def _log_trouble(self, event: Troubled) -> None:
+        log.warning("%s has no session: %s", self._core.profile.name, event.text)
+
+    def _on_not_offered(self, event: NotOffered) -> None:
+        self._tell(self._log_refusals, event)
+
+    def _log_refusals(self, event: NotOffered) -> None:
+        for function_id, code, text in event.refusals:
+            log.warning("%s: the broker no longer takes %s: %s (%s)", self._core.profile.name, function_id, text, code)
+
+    def _tell(self, run: Callable[[Any], None], value: Any) -> None:
+        if self._queue is None:
+            run(value)
+        else:
+            self._queue.put(run, value)
 
 
 def unreachable(url: str, spent_s: float, trouble: str) -> errors.BrokerUnreachable:

@@ -1,12 +1,13 @@
-"""Whoever listens to the registry: `on_change` and `on_state` callbacks, and the buffers behind `changes()`.
+"""The listeners of one worker: `on_change` and `on_state` callbacks, and the buffers behind `changes()`.
 
-Invariant: a callback's exception is logged and goes no further, but for Ctrl-C. A reader that falls behind by
+Invariant: a callback's exception is logged and goes no further, except Ctrl-C. A reader that falls behind by
 `WAITING_MAX` changes loses them and is told so by one `reset` change, never by a silent gap.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...core.worker.changes import Change, Position, reset_at
-from .raising import is_interrupt
+from .forks import end_child, forks
 
 log = logging.getLogger("iii_zmq.worker")
 
@@ -23,8 +24,14 @@ WAITING_MAX = 100_000  # changes that one reader has not fetched: some 20 MB
 Callback = Callable[[Any], Any]
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """True for Ctrl-C, which ends whatever the main thread does. Anything else that user code raises is a failure of
+    its own: a handler or callback that exits does not end the worker or the thread it runs in."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 def matches(pattern: str, change: Change) -> bool:
-    """Whether a listener for `pattern` hears of this change: worker changes only with `*`."""
+    """True if a listener for `pattern` hears of this change; only `*` hears of changes of workers."""
     if pattern == "*":
         return True
     return change.function_id is not None and fnmatchcase(change.function_id, pattern)
@@ -46,7 +53,7 @@ class Buffer:
         self._wake = wake
 
     def put(self, changes: Iterable[Change]) -> bool:
-        """Whether they were too many, and what waited is lost."""
+        """Returns True if they were too many, and all that waited is lost."""
         wanted = [change for change in changes if matches(self.pattern, change)]
         if not wanted:
             return False
@@ -61,21 +68,26 @@ class Buffer:
 
 
 class Listeners:
-    """All of one worker's. `call` runs a callback: in place, or, where it may be a coroutine function, as a task."""
+    """The callbacks and buffers of one worker. `call` runs one callback, if it is not simply called."""
 
-    def __init__(self, call: Callable[[Callback, Any], None]) -> None:
+    def __init__(self, call: Callable[[Callback, Any], None] | None = None) -> None:
         self._call = call
         self._on_change: list[tuple[str, Callback]] = []
         self._on_state: list[Callback] = []
         self._buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
-        self.resets = 0  # times that a buffer had become too full
-
-    def __bool__(self) -> bool:
-        return bool(self._on_change or self._on_state)
+        self.resets = 0  # how often a buffer was too full
 
     def hear_changes(self) -> bool:
-        """Whether anybody does."""
+        """True if anybody hears of changes."""
         return bool(self._on_change) or len(self._buffers) > 0
+
+    @property
+    def has_on_change(self) -> bool:
+        return bool(self._on_change)
+
+    @property
+    def has_on_state(self) -> bool:
+        return bool(self._on_state)
 
     def add_on_change(self, pattern: str, callback: Callback) -> None:
         self._on_change.append((pattern, callback))
@@ -84,14 +96,16 @@ class Listeners:
         self._on_state.append(callback)
 
     def add_buffer(self, buffer: Buffer) -> None:
-        """Fed for as long as somebody holds it."""
+        """The buffer is fed for as long as somebody holds it."""
         self._buffers.add(buffer)
 
-    def tell_changes(self, changes: list[Change]) -> None:
-        if not changes:
-            return
+    def feed(self, changes: list[Change]) -> None:
+        """Fills the buffers."""
         for buffer in list(self._buffers):
             self.resets += buffer.put(changes)
+
+    def tell_changes(self, changes: list[Change]) -> None:
+        """Runs the `on_change` callbacks."""
         everything = [callback for pattern, callback in self._on_change if pattern == "*"]
         if len(everything) == len(self._on_change) == 1:
             self._run_all(everything[0], changes)
@@ -99,38 +113,29 @@ class Listeners:
         for change in changes:
             for pattern, callback in tuple(self._on_change):
                 if pattern == "*" or matches(pattern, change):
-                    self._run(callback, change)
+                    self._run_all(callback, (change,))
 
     def tell_state(self, state: str) -> None:
+        """Runs the `on_state` callbacks."""
         for callback in list(self._on_state):
-            self._run(callback, state)
+            self._run_all(callback, (state,))
 
-    def _run_all(self, callback: Callback, changes: list[Change]) -> None:
-        """The usual case, one listener for everything, without a call and a `try` of our own around each change."""
-        call, rest = self._call, iter(changes)
+    def _run_all(self, callback: Callback, values: Iterable[Any]) -> None:
+        """One `try` around all values, except those that raise: the usual case is a listener for everything."""
+        call, rest, born_in = self._call, iter(values), forks.count
         while True:
             try:
-                if call is call_in_place:
-                    for change in rest:
-                        callback(change)
-                else:
-                    for change in rest:
-                        call(callback, change)
+                for value in rest:
+                    if call is not None:
+                        call(callback, value)
+                        continue
+                    callback(value)
+                    if forks.count != born_in:
+                        end_child(None)
                 return
             except BaseException as error:
-                if is_interrupt(error):
+                if call is not None and is_interrupt(error):
                     raise
+                if call is None and forks.count != born_in:
+                    end_child(error)
                 log.exception("the callback %r failed", getattr(callback, "__qualname__", callback))
-
-    def _run(self, callback: Callback, value: Any) -> None:
-        try:
-            self._call(callback, value)
-        except BaseException as error:
-            if is_interrupt(error):
-                raise
-            log.exception("the callback %r failed", getattr(callback, "__qualname__", callback))
-
-
-def call_in_place(callback: Callback, value: Any) -> None:
-    """For workers without an event loop."""
-    callback(value)

@@ -1,7 +1,7 @@
 """What every call passes through at its two ends: arguments checked, payloads packed, results unpacked.
 
-Apart from face.py because this may be compiled. So nothing here says more of its arguments than `Any` where users pass
-them: compiled code checks what it is told before any line of ours could say what is wrong with it.
+Apart from arguments because this may be compiled. So whatever users pass is `Any` here: compiled code checks what it is
+told before any line of ours could say what is wrong with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ... import errors, wire
 from ...core.worker.events import RunCall
 
 running: Final[ContextVar[RunCall | None]] = ContextVar("iii_zmq_running", default=None)
-"""The call that the handler answers which asks for this."""
+"""The call being handled in the current context."""
 
 
 _IDS_MAX = 10_000  # known to be well formed; a program calls a few dozen

@@ -1,21 +1,53 @@
-"""Ctrl-C and SIGTERM for the `run()`s of event loops: all that run in one loop end, and what was there before is back.
+"""Ctrl-C and SIGTERM for `run()`: the worker ends, and the signal handlers that were there before are back.
 
-An event loop has one handler for each signal, so that of two `run()`s the later one's would replace the earlier one's.
-Here the first that comes sets them, everybody who is inside is told, and the last that goes puts back what it found.
-Only the usual handlers are replaced, that of `asyncio.run` among them; the user's own stay as they are.
+Only the usual handlers are replaced, that of `asyncio.run` among them; the user's own stay as they are. An event loop
+has one handler for each signal, so of two `run()`s the later one's would replace the earlier one's: there the first
+that comes sets the handlers, everybody who is inside is told, and the last that goes puts back what was found.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Then = Callable[[], Any]
+
+
+class RunSignals:
+    """While a sync worker's `run()` runs in the main thread: the first signal ends it, a second one the draining."""
+
+    def __init__(self) -> None:
+        self.then: Then | None = None  # called by the signal handler
+        self._came = False
+        self._before: dict[int, Any] = {}
+
+    def came(self) -> bool:
+        return self._came
+
+    def __enter__(self) -> RunSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+        self._came = True
+        if self.then is not None:
+            self.then()
 
 
 class _Caught:
@@ -76,3 +108,7 @@ def _is_usual(handler: Any) -> bool:
         return True
     runner = getattr(asyncio, "Runner", None)
     return runner is not None and isinstance(getattr(getattr(handler, "func", None), "__self__", None), runner)
+
+
+def heed() -> None:
+    """Lets Python run the handlers of signals that have come. Compiled code calls this: it never looks by itself."""

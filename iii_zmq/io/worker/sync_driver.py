@@ -1,536 +1,521 @@
-"""Who drives a sync worker's Link: exactly one thread at a time, and whoever else wants something leaves it a note.
+"""How the link of a sync worker is driven: by the hub, or by the one thread that waits for a call of its own.
 
-    a thread that waits for something, and nobody drives      drives by itself: no switch of threads, no future
-    a thread that finds somebody driving                      posts a note, wakes the driver, waits for its own event
-    nobody waits                                              the serve thread drives, if there is a reason for one;
-                                                              else the keeper looks in, so that heartbeats go on
+    state      who reads and sends                                   until
+    watched    the hub, woken by the descriptors                     a thread waits for a call: it borrows the link
+    lent       the borrower; the hub looks again every LOOK_S        nobody has driven for LOOK_S
+    shared     the hub at once: several threads wait, or one waits   no thread is parked any more
+               for something else than a call; they are parked
+    inline     a handler runs in the worker's own hub; a call that   the handler has ended
+               the handler makes is driven there, all others wait
 
-Reasons for a serve thread: `start()`, functions on offer, callbacks, or open futures. For the last it parks again when
-all are done, so that a script's later calls are direct again. And it steps aside for a thread that asks one future
-after another for its result: that one drives by itself then, submits included, and the serve thread only watches, to
-take over when nobody has driven for WATCH_S. Where many workers are in one process, a serve thread that has a lasting
-reason leaves its place to the host of all of them (io/worker/hosting), and sleeps.
+Whatever the state, any thread may do a short job on core and link (`do`): under the lock, never waiting there, and
+leaving nothing unread, because a libzmq descriptor tells of news only once. Every thread that waits has a bound of its
+own. User code never runs under the lock or in the shared hub: handlers run in the pool or inline in a hub of the
+worker's own, callbacks in the callback threads.
 
-Invariant: `_lock` is held by whoever touches link, core, waiters or events; the serve thread holds it while it serves,
-handlers and callbacks included. So no heartbeat leaves while an inline handler runs: that worker shows as stalled, as
-it is. A note that was posted is read: by the driver of the moment, or by the serve thread, which `post` calls up first.
+When an exception of a signal handler cuts a job short, nobody knows what of it was done: the session is given up for
+lost and made anew, so that all who wait are told the truth (`_mend`).
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from ... import errors, wire
 from ...core.worker.core import WorkerCore
-from ...core.worker.events import CallEnded, Event, RunCall
-from . import hosting
-from .desk import Desk
+from ...core.worker.events import CallEnded, CancelCall, RunCall
+from ...core.worker.outgoing import GRACE_S
+from . import hub
+from .callbacks import CallbackQueue
 from .futures import CallFuture
-from .handlers import Handlers
+from .handlers import Handlers, Inline, Outcome, Pool, hand_back
+from .hub import LOOK_S, Bell, Hub
+from .lifecycle import CLOSED, LEFT_S, Stay
 from .link import Link
 from .listeners import Listeners
-from .notes import Note, Notes
 from .payloads import check_call, inherit_deadline
-from .running import Runner
-from .waiting import Condition, Conditions, Slot
+from .run_signals import heed
+from .waits import Conversation, Exclusive, Held, Parked, Slot
 
 log = logging.getLogger("iii_zmq.worker")
 
-# How often a thread that waits for another one's serving looks whether it was told to end. A signal that comes just
-# before the main thread begins to wait does not end that wait: a Ctrl-C would be heard of with the next change.
+# How often a waiting thread looks up. A signal that comes just before the main thread begins to wait does not end that
+# wait, and compiled code never looks for signals by itself.
 OVER_S: Final = 0.2
-ALONE_S: Final = 0.005  # after a message of the control socket, it alone is waited for so long: an answer may follow
-NOTES_MAX = 8192  # that wait for the driver: twice the calls that may be open; so many can only come from `submit`
-NOTES_S: Final = 0.1  # after a note, everything is waited for so long: more notes may come
 HOLD_S: Final = 0.0005  # calls that follow each other so soon may leave together, after answers that came together
-WATCH_S: Final = 0.002  # while futures are open, and their own thread drives: for so long nobody else need
-PATIENCE_S: Final = 0.002  # for the keeper to leave again, before a second thread is taken for a reason to serve
-PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often
+ROUNDS_MAX: Final = 4  # of reading what came while a job was done, before that is left to the hub
+LATE_S: Final = 0.001  # past the deadline of a call: by then the core says what became of it
+CALLBACKS_S: Final = 0.2  # what `close()` gives to callbacks that wait for their turn
 
 _T = TypeVar("_T")
 _clock: Final = time.monotonic
-_ident: Final = threading.get_ident
 
 
 class Driver:
-    """Link, lock, notes and the serve thread of one started worker."""
+    """Link, lock, waiting threads and hub of one started worker. A guest of its hub (see hub.Guest)."""
 
     def __init__(self, core: WorkerCore, handlers: Handlers, listeners: Listeners, threads: int) -> None:
+        name = core.profile.name
         self.core = core
-        self.desk = Desk(core.profile.name, listeners)
-        self._notes = Notes()
-        self.link = Link(core, self._notes.fd)
-        self._guest = hosting.Guest(self.link, self._notes.fd, self.take_turn)
-        self.runner = Runner(core.profile.name, threads, handlers, core.incoming, self.post, self.link.flush, self._ran)
+        self.callbacks = CallbackQueue()
+        self.stay = Stay(core, handlers, listeners, self.callbacks)
+        self.hub: Hub = hub.shared()
+        self._has_own_hub = False  # from its first inline call on
+        self._bell = Bell()  # ends the borrower's wait
+        self.link = Link(core, self._bell.fd)
         self.ended = False
         self.unusable: str | None = None  # why nothing can be asked any more
-        # Under the lock.
-        self._lock = threading.RLock()
-        self._waiters: dict[int, Slot | CallFuture] = {}
-        self._events: deque[Event] = deque()
-        self._conditions = Conditions()
-        self.polled_at = 0.0
-        self._alone_from = 0.0  # not before this
-        self._alone_until = 0.0  # the control socket may be waited for alone
-        # Under the gate.
-        self._gate = threading.Lock()
-        self._park = threading.Lock()  # free when the serve thread is to look what there is to do; no Semaphore, which
-        self._park.acquire()  # is made of Python, and took more than looking does, 500 times a second
-        self._server: threading.Thread | None = None
-        self._serve_ident = 0
-        self._permanent = False
-        self.serving = False  # the serve thread drives, or is about to
-        self._watching = False  # it is about to look whether somebody drives
-        self._is_hosted = False  # it sleeps to the end, and io/worker/hosting drives instead
-        # Of a thread that asks futures for their results.
-        self._may_step_aside = True  # there is only one, and no future ever had a callback
-        self._stepped_aside = False  # for that thread, which drives by itself
-        self._asker = 0
-        self._asked_for: CallFuture | None = None
-        self._driven_at = 0.0  # when it last did
-        self._held = 0  # calls it made that were not sent yet: as many answers came at once as it may make calls,
-        self._hold_max = 1  # and those leave together if they follow
+        self.is_lent = False  # the hub looks again by itself, and watches no descriptors
+        self._exclusive = Exclusive(self._mend)
+        self._waiters: dict[int, Slot | CallFuture] = {}  # by the number of the call
+        self._borrower: Slot | CallFuture | None = None
+        self._parked: dict[Slot | CallFuture, Parked] = {}
+        self._conditions: dict[Parked, None] = {}
+        self._driven_at = 0.0  # when a borrower last did
+        self._due_at = 0.0  # when the hub looks next without being told
+        self._seen = -1  # the generation of the descriptors that the hub watches
+        self._talk = Conversation()
+        self._held = Held()
+        self._inline = Inline(handlers, self)
+        self._pool = Pool(f"iii-{name}", threads, handlers, self.hand_back) if threads else None
+        self._on: dict[type[Any], Callable[[Any], None]] = {
+            CallEnded: self._on_call_ended, RunCall: self._on_run, CancelCall: _on_cancel, **self.stay.on,
+        }  # fmt: skip
 
-    # -- for the thread that wants something ---------------------------------------------------------------------------
+    # -- for any thread ------------------------------------------------------------------------------------------------
 
-    def enter(self) -> bool:
-        """Whether this thread may drive now; it must `leave` then."""
-        if self.serving and _ident() != self._serve_ident:
-            return False
-        if self._lock.acquire(False):
-            return True
-        return not self.serving and self._lock.acquire(timeout=PATIENCE_S)
+    def do(self, job: Callable[[], _T]) -> _T:
+        """Runs a short `job` where link and core may be touched; returns or raises what it does."""
 
-    def leave(self) -> None:
-        self._lock.release()
+        def done() -> _T:
+            value = job()
+            self._settle()
+            return value
 
-    def call_here(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> wire.Payload:
-        """Between `enter` and `leave`: the packed result. Raises: CallFailed."""
+        return self._locked(done)
+
+    def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> wire.Payload:
+        """The packed result. Raises: CallFailed, Closed."""
         slot = Slot()
-        number = self.core.call(function_id, payload, timeout, _clock(), target)
-        self._waiters[number] = slot
-        self.link.flush()
+        until = _clock() + timeout + GRACE_S + LATE_S
         try:
-            if not self._events and _clock() < self._alone_until:
-                answer = self.link.answer_alone(number)
-                if answer is not None:
-                    del self._waiters[number]
-                    return answer
-                self._fetch_events()
-            while slot.outcome is None:
-                self.turn()
+            self._locked(lambda: self._begin(slot, function_id, payload, timeout, target))
+            self._await(slot, until)
         except BaseException:
-            self.give_up(number)
-            self.link.flush()
+            self._give_up(slot)
             raise
-        if isinstance(slot.outcome, errors.CallFailed):
-            raise slot.outcome
-        return slot.outcome
+        finally:
+            if self._borrower is slot:
+                self._borrower = None
+            self._parked.pop(slot, None)
+        outcome = slot.outcome
+        if outcome is None:
+            text = f"{function_id}: no answer within its timeout"
+            raise errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT)
+        if isinstance(outcome, errors.CallFailed):
+            raise outcome
+        return outcome
 
-    def ask(self, function_id: Any, payload: Any, timeout: Any, worker: Any) -> CallFuture:
-        """From any thread. Raises: TypeError, ValueError, Closed."""
+    def submit(self, function_id: Any, payload: Any, timeout: Any, worker: Any) -> CallFuture:
+        """A future that the answer ends. Raises: TypeError, ValueError, Closed."""
         if self.unusable is not None:
             raise errors.Closed(self.unusable)
         data = check_call(function_id, payload, timeout, worker)
-        return self.submit(function_id, data, inherit_deadline(timeout), worker or "")
-
-    def submit(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> CallFuture:
-        """From any thread."""
         future = CallFuture(self)
-        if self._stepped_aside and self.enter():
-            try:
-                now = _clock()
-                self._begin(future, function_id, payload, timeout, target, now)
-                self._held += 1
-                if self._held >= self._hold_max or now - self._driven_at > HOLD_S:
-                    self.link.flush()
-                    self._held = 0
-                self._driven_at = now
-            finally:
-                self.leave()
-            if not self._watching:
-                self._watch()
-            return future
-        if len(self._notes) >= NOTES_MAX:
-            self.core.counters["calls_refused"] += 1
-            text = f"{function_id}: {NOTES_MAX} notes wait already for the thread that serves this worker"
-            future.end(errors.Busy(text, "not_handed_over", errors.BUSY))
-            return future
-        asked_at = _clock()
-
-        def begin() -> None:
-            if not future.is_given_up:
-                now = _clock()
-                self._begin(future, function_id, payload, max(0.0, timeout - (now - asked_at)), target, now)
-
-        self.post(begin)
+        self._locked(lambda: self._submit(future, function_id, data, inherit_deadline(timeout), worker or ""))
         return future
 
-    def _begin(
-        self, future: CallFuture, function_id: str, payload: wire.Payload, timeout: float, target: str, now: float
-    ) -> None:
-        """For the driver."""
-        try:
-            number = self.core.call(function_id, payload, timeout, now, target)
-        except errors.CallFailed as error:
-            future.end(error)
-        except errors.Closed as error:
-            future.set_exception(error)
-        else:
-            future.number = number
-            self._waiters[number] = future
-
-    def finish(self, future: CallFuture, timeout: float | None) -> None:
-        """Drives until it is done or the timeout, if this thread may."""
-        if not self._stepped_aside or not self.enter():
-            return
-        try:
-            self._send_held()
-            open_before = len(self._waiters)
-            self._drive_until(lambda: not future.is_open, None if timeout is None else _clock() + timeout)
-            self._hold_max = min(open_before - len(self._waiters), self.link.portion())
-        finally:
-            self._driven_at = _clock()
-            self.leave()
-
-    def _send_held(self) -> None:
-        """Sends the calls that were held."""
-        if self._held:
-            self._held = 0
-            self.link.flush()
-
-    def block(self, future: CallFuture) -> None:
-        """A thread is about to wait for this future without driving."""
-        ident = _ident()
-        if self._asker not in (0, ident):
-            self._may_step_aside = False
-        self._asker = ident
-        self._asked_for = future
-        if not self.serving:
-            self._call_up()
-
-    def forget(self, future: CallFuture) -> None:
-        """It was cancelled."""
-        self.post(lambda: self._forget_call(future))
-
-    def serve_callbacks(self) -> None:
-        """A future has a callback, which is not to run in whichever thread waits for another one."""
-        self._may_step_aside = False
-        if not self.serving:
-            self._call_up()
-
     def send(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> None:
-        """From any thread; no answer comes back. Raises: Busy."""
+        """No answer comes back. Raises: Busy, Closed."""
         self.do(lambda: self.core.call(function_id, payload, timeout, _clock(), target, wire.NO_ANSWER))
 
-    def give_up(self, number: int) -> None:
-        """For the driver."""
-        self._waiters.pop(number, None)
-        self.core.outgoing.give_up(number)
+    def wait_for(self, future: CallFuture, timeout: float | None) -> None:
+        """Until the future is done or the timeout."""
+        until = None if timeout is None else _clock() + timeout
+        if future in self._parked:  # another thread waits for the same one
+            self.wait(lambda: not future.is_open, timeout)
+            return
+        open_before = len(self._waiters)
+        try:
+            self._locked(lambda: self._lend(future))
+            self._await(future, until)
+        finally:
+            if self._borrower is future:
+                self._borrower = None
+            self._parked.pop(future, None)
+        self._held.count_max = min(open_before - len(self._waiters), self.link.portion())
+
+    def forget(self, future: CallFuture) -> None:
+        """The future was cancelled."""
+        self._give_up(future)
+
+    def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Until `is_true` or the timeout, while the hub drives; the last word of `is_true`."""
+        until = None if timeout is None else _clock() + timeout
+        parked = Parked(is_true)
+        try:
+            self._locked(lambda: self._park_for(parked))
+            while not self.ended and not is_true():
+                wait_s = OVER_S if until is None else min(OVER_S, until - _clock())
+                if wait_s <= 0:
+                    break
+                heed()
+                if self._is_own_thread():
+                    self._step(wait_s)
+                    self._inline.run_waiting()
+                else:
+                    parked.wait(wait_s)
+        finally:
+            self._conditions.pop(parked, None)
+        return is_true()
+
+    def wake(self) -> None:
+        """Threads in `wait` look again. From any thread, or a signal handler."""
+        for parked in list(self._conditions):
+            parked.wake()
 
     @property
     def has_open_calls(self) -> bool:
         """Somebody waits for the outcome of a call."""
         return bool(self._waiters)
 
-    def _forget_call(self, future: CallFuture) -> None:
-        if future.number is not None:
-            self.give_up(future.number)
+    def hand_back(self) -> None:
+        """Handlers have ended in the pool. Results that are ready at the same moment leave together."""
+        self._locked(self._send_done)
 
-    def do(self, job: Callable[[], _T], timeout: float | None = None) -> _T:
-        """Runs `job` where link and core may be touched; returns or raises what it does. Raises: TimeoutError."""
-        if self.enter():
-            try:
-                value = job()
-                self.link.flush()
-                self._fetch_events()
-                return value
-            finally:
-                self.leave()
-        future: Future[_T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(job())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self.post(run)
-        return future.result(timeout)
-
-    def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Drives, or waits for the driver, until `is_true` or the timeout; the last word of `is_true`."""
-        until = None if timeout is None else _clock() + timeout
-        if self.enter():
-            try:
-                return self._drive_until(is_true, until)
-            finally:
-                self.leave()
-        condition = Condition(lambda: is_true() or self.ended)
-        self.post(lambda: self._conditions.add(condition))
-        try:
-            left = OVER_S if until is None else until - _clock()
-            while left > 0 and not condition.came.wait(min(left, OVER_S)):  # see OVER_S
-                left = OVER_S if until is None else until - _clock()
-        finally:
-            if not condition.came.is_set():
-                self.post(lambda: self._conditions.forget(condition))
-        return is_true()
-
-    def look(self) -> None:
-        """If nobody drives, read what has come, so that what the user is about to look at is of now."""
-        if self.serving or not self._lock.acquire(False):
+    def leave(self, results_s: float) -> None:
+        """Bye, a moment for results that are about to be sent, and the end. May be repeated."""
+        if self.unusable is not None:
             return
+        self.unusable = CLOSED
+        self.do(self.core.leave)
+        if results_s and not (self._inline.depth and self._is_own_thread()):
+            self.wait(lambda: not len(self.core.incoming), results_s)
+            self.wait(lambda: self.core.has_left, LEFT_S)
+        self.do(self.end)
+        self.callbacks.wait_until_empty(CALLBACKS_S)
+
+    # -- for the hub ---------------------------------------------------------------------------------------------------
+
+    def take_turn(self, is_event: bool) -> float | None:
+        """See hub.Guest."""
+        if not self._is_guest():
+            return None
+        now = _clock()
+        if not self._parked and not self._conditions:
+            quiet_s = now - self._driven_at
+            if quiet_s < LOOK_S or self._talk.is_waiting or (is_event and self._borrower is not None):
+                self.is_lent = True
+                if self._held.count:
+                    self._locked(self._send_held)
+                return now + LOOK_S
         try:
-            if not self.ended:
-                self.turn(0.0)
-        finally:
-            self._lock.release()
-
-    def post(self, note: Note) -> None:
-        """Leaves a note for whoever drives, and sees to it that somebody does."""
-        self._notes.put(note)
-        if not self.serving:
-            self._call_up()
-        if self.ended:
-            with self._lock:
-                self._read_notes()
-        else:
-            self._notes.wake()
-
-    def wake(self) -> None:
-        """Ends the driver's wait. From any thread, or a signal handler."""
-        self._notes.ring()
-
-    # -- the serve thread ----------------------------------------------------------------------------------------------
-
-    def serve_always(self) -> None:
-        """There is a reason to serve that does not end: a thread of its own drives from now on."""
-        if not self._permanent:
-            self._permanent = True
-            self._call_up()
-
-    def serve_here(self, is_over: Callable[[], bool]) -> None:
-        """This thread is the serve thread until `is_over`, or the end."""
-        with self._gate:
-            taken = self._server is not None
-            if not taken:
-                self._server = threading.current_thread()
-                self._serve_ident = _ident()
-                self.serving = self._permanent = True
-        if taken:
-            while not is_over() and not self.ended:
-                self.wait(is_over, OVER_S)
-            return
-        with self._lock:
-            self._drive_until(lambda: is_over() or self.ended, None)
-        with self._gate:
-            self._server, self._serve_ident = None, 0
-            self.serving = self._permanent = False
-
-    def _call_up(self) -> None:
-        with self._gate:
-            if self.serving or self.ended:
-                return
-            self.serving = True
-            self._stepped_aside = False
-            if self._server is not None:
-                self._unpark()
-                return
-            name = f"iii-{self.core.profile.name}"
-            self._server = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._server.start()
-
-    def _serve(self) -> None:
-        self._serve_ident = _ident()
-        try:
-            while not self.ended:
-                if self.serving and not self._is_hosted:
-                    self._serve_on()
-                if not self.ended:  # in the child of a callback that forked, nobody is there to call us up
-                    self._park.acquire()
-                if self._watching:
-                    self._watch_over()
+            due_at = self._locked(self._turn)
+            if self._is_own_thread():
+                due_at = self._serve_inline()
         except BaseException:
             self._fail()
-            raise
+            return None
+        return due_at if self._is_guest() else None
 
-    def _serve_on(self) -> None:
-        """Until there is no reason to, or one thread had better serve all the workers that are here."""
-        with self._lock:
-            while not self._may_park():
-                if self._permanent and hosting.many():
-                    self._is_hosted = True
-                    self._serve_ident = 0
-                    break
-                self.turn()
-        if self._is_hosted:
-            hosting.host().take_in(self._guest)
+    def _is_guest(self) -> bool:
+        """Not ended, and not moved to a hub of its own, whose thread is another one."""
+        return not self.ended and self.hub.is_here
 
-    def take_turn(self) -> float | None:
-        """For the host: one turn. For how long nothing is due then; None when this worker has ended."""
-        with self._lock:
-            self._serve_ident = _ident()
-            try:
-                self.turn(0.0)
-            except BaseException:
-                self._fail()
-            finally:
-                self._serve_ident = 0
-            return None if self.ended else self.link.wait_ms() / 1000
+    @property
+    def watched(self) -> Link:
+        return self.link
+
+    def forked(self) -> None:
+        """In the child: link, lock and threads are the parent's."""
+        self.unusable = hub.FORKED
+        self.ended = True
+
+    def end_quickly(self, until: float) -> None:
+        """The interpreter ends: Bye, if that can be said at once."""
+        if self.unusable is None and _clock() < until:
+            self.unusable = "the interpreter is ending"
+            self._locked(self._say_bye)
+
+    def _say_bye(self) -> None:
+        self.core.leave()
+        self.end()
+
+    def _turn(self) -> float:
+        """Reads, does what is due and sends; when the next turn is due."""
+        self.is_lent = False
+        self._pump()
+        self._seen = self.link.generation
+        wait_ms = self.link.wait_ms()
+        self._due_at = _clock() + wait_ms / 1000
+        return self._due_at
+
+    def _serve_inline(self) -> float:
+        """Runs handlers, and goes on while a conversation does."""
+        self._inline.run_waiting()
+        while self._talk.may_go_on() and not self.ended:
+            self._locked(self._pump_alone)
+            self._inline.run_waiting()
+        return self._locked(self._turn)
 
     def _fail(self) -> None:
         log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True)
-        with self._lock:
-            self.end()
+        self._locked(self.end)
 
-    def _may_park(self) -> bool:
-        """Parks if there is no reason to serve; the gate sees to it that no note is overlooked."""
-        if self.ended:
-            return True
-        if self._permanent or self._conditions or self._events:
-            return False
-        steps_aside = self._may_step_aside and self._asked_for is not None and not self._asked_for.is_open
-        if self._waiters and not steps_aside:
-            return False
-        with self._gate:
-            if self._notes or self._permanent:
-                return False
-            self.serving = False
-            self._asked_for = None
-            if steps_aside:
-                self._stepped_aside = self._watching = True
-                self._unpark()
-            return True
+    # -- for inline handlers, in the worker's own hub ------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Somebody who drives by itself has open futures: the serve thread is to take over should it stop."""
-        with self._gate:
-            if not (self.serving or self.ended or self._watching):
-                self._watching = True
-                self._unpark()
+    def hand_back_soon(self, run: RunCall, outcome: Outcome) -> None:
+        """The result is sent by the next `flush`."""
+        self._locked(lambda: hand_back(self.core.incoming, run, outcome))
 
-    def _unpark(self) -> None:
-        """Under the gate."""
-        if self._park.locked():
-            self._park.release()
+    def flush(self) -> None:
+        """Sends what is ready."""
+        self._locked(self.link.flush)
 
-    def _watch_over(self) -> None:
-        """Until there are no open futures, or this thread is to drive."""
-        while not (self.serving or self.ended):
-            if self._park.acquire(timeout=WATCH_S):
-                continue
-            if self._held and self._lock.acquire(False):
-                try:
-                    self._send_held()
-                finally:
-                    self._lock.release()
-            if not self._waiters:
-                self._watching = False
-                if not self._waiters:  # none came in between, which would have found us watching
-                    return
-                self._watching = True
-            with self._gate:
-                if _clock() - self._driven_at > WATCH_S and self._lock.acquire(False):
-                    self._lock.release()
-                    self.serving = True
-                    self._stepped_aside = False
-        self._watching = False
+    def look_in(self) -> None:
+        """Between two handlers: reads what came, and lets heartbeats go on."""
+        self._locked(self._pump)
 
-    # -- driving (under the lock) --------------------------------------------------------------------------------------
+    def _is_own_thread(self) -> bool:
+        """This is the thread of the worker's own hub: nobody else drives while it runs a handler."""
+        return self._has_own_hub and self.hub.is_here
 
-    def turn(self, wait_s: float | None = None) -> None:
-        """Waits until something is to be done, for at most `wait_s`, and does it."""
+    def _on_run(self, run: RunCall) -> None:
+        if self._pool is not None:
+            self._pool.put(run)
+            return
+        self._inline.put(run)
+        if not self._has_own_hub:
+            self._has_own_hub = True
+            self.hub.dismiss(self)
+            self.hub = hub.new_hub(f"iii-{self.core.profile.name}")
+            self._seen = -1
+        if not self.hub.is_here:
+            self.hub.ring(self)
+
+    # -- waiting for a call --------------------------------------------------------------------------------------------
+
+    def _await(self, waiter: Slot | CallFuture, until: float | None) -> None:
+        """Until the call has ended or the time is over: as the borrower, or parked while others drive."""
+        while waiter.is_open:
+            wait_s = OVER_S if until is None else min(OVER_S, until - _clock())
+            if wait_s <= 0:
+                self._locked(self._pump)  # the core ends what has expired
+                return
+            if self._is_own_thread():
+                self._step(wait_s)
+                self._inline.run_waiting()
+            elif self._borrower is waiter and self._inline.is_idle:
+                self._step(wait_s)
+            elif waiter in self._parked:
+                heed()
+                self._parked[waiter].wait(wait_s)
+            else:
+                self._locked(lambda: self._park(waiter))
+
+    def _step(self, wait_s: float) -> None:
+        """Waits for news, and deals with it."""
+        if self._talk.may_go_on():
+            self._locked(self._borrow_alone)
+            return
+        wait_ms = self._locked(self.link.wait_ms)
+        if wait_ms:
+            heed()
+            bell = self._bell
+            bell.is_awaited = True
+            if self.link.wait(min(wait_ms, int(wait_s * 1000) + 1)):
+                bell.hear()
+            bell.is_awaited = False
+        self._locked(self._borrow)
+
+    # -- under the lock ------------------------------------------------------------------------------------------------
+
+    def _locked(self, job: Callable[[], _T]) -> _T:
+        if self._talk.is_waiting:
+            self._talk.interrupt()
+        return self._exclusive.run(job)
+
+    def _begin(self, slot: Slot, function_id: str, payload: wire.Payload, timeout: float, target: str) -> None:
+        slot.number = number = self.core.call(function_id, payload, timeout, _clock(), target)
+        self._waiters[number] = slot
+        self._lend(slot)
+
+    def _lend(self, waiter: Slot | CallFuture) -> None:
+        """The thread of this waiter borrows the link if nobody else waits, or is parked."""
+        self._held.count = 0
+        is_free = self._borrower is None and not self._parked and not self._conditions
+        if (is_free and self._inline.is_idle) or self._is_own_thread():
+            self._borrower = waiter
+            self.link.flush()
+        else:
+            self._park(waiter)
+
+    def _park(self, waiter: Slot | CallFuture) -> None:
+        self._parked[waiter] = Parked()
+        if self._borrower is waiter:
+            self._borrower = None
+        self._settle()
+        if not waiter.is_open:
+            self._parked[waiter].wake()
+
+    def _park_for(self, parked: Parked) -> None:
+        self._conditions[parked] = None
+        self._settle()
+
+    def _submit(self, future: CallFuture, function_id: str, payload: wire.Payload, timeout: float, target: str) -> None:
+        now = _clock()
+        try:
+            future.number = number = self.core.call(function_id, payload, timeout, now, target)
+        except errors.CallFailed as error:
+            future.end(error)
+            return
+        except errors.Closed as error:
+            future.set_exception(error)
+            return
+        self._waiters[number] = future
+        if now - self._driven_at > HOLD_S or not self._held.add():
+            self._settle()
+            return
+        self._driven_at = now
+        if not self.is_lent:  # the hub is to send it, should nothing follow
+            self.is_lent = True
+            self.hub.ring(self)
+
+    def _send_held(self) -> None:
+        self._held.count = 0
+        self.link.flush()
+
+    def _send_done(self) -> None:
+        pool = self._pool
+        assert pool is not None
+        while pool.done:
+            hand_back(self.core.incoming, *pool.done.popleft())
+        self._settle()
+
+    def _give_up(self, waiter: Slot | CallFuture) -> None:
+        """Nobody waits for this call any more."""
+
+        def give_up() -> None:
+            if waiter.number is not None and self._waiters.pop(waiter.number, None) is not None:
+                self.core.outgoing.give_up(waiter.number)
+
+        self.do(give_up)
+
+    def _settle(self) -> None:
+        """Sends, and leaves nothing unread: for a thread that will not wait for the link itself."""
         link = self.link
-        events = self._events
-        if not events and (wait_s is not None or _clock() > self._alone_until or not link.pump_alone()):
-            self._poll(wait_s)
-        if self._notes:
-            self._read_notes()
-        events.extend(link.core.take_events())
+        self._deal()
+        for _ in range(ROUNDS_MAX):
+            if not link.may_hold():
+                break
+            link.pump()
+            self._deal()
+        else:
+            self.hub.ring(self)
+        self._tell_hub()
+
+    def _tell_hub(self) -> None:
+        """If the hub looks later than it has to, or watches descriptors that are gone."""
+        due_at = self.core.next_deadline()
+        is_early = due_at is not None and due_at < self._due_at
+        is_shared = self.is_lent and (self._parked or self._conditions)
+        if (is_early or is_shared or self._seen != self.link.generation) and not self.hub.is_here and not self.ended:
+            self.hub.ring(self)
+
+    def _borrow(self) -> None:
+        self._pump()
+        self._driven_at = _clock()
+        self._after_borrowing()
+
+    def _borrow_alone(self) -> None:
+        self._pump_alone()
+        self._driven_at = _clock()
+        self._after_borrowing()
+
+    def _after_borrowing(self) -> None:
+        """Whoever gets what it waited for gives the link back: the hub is to be woken by what comes from now on."""
+        borrower = self._borrower
+        if borrower is None or borrower.is_open:
+            return
+        self._borrower = None
+        if not self.is_lent and self.link.may_hold():
+            self.hub.ring(self)
+        self._tell_hub()
+
+    def _pump(self) -> None:
+        """Reads what there is, does what is due, and sends."""
+        self._inline.looked_at = now = _clock()
+        if self.link.pump():
+            self._talk.heard(now)
+        self._deal()
+
+    def _pump_alone(self) -> None:
+        """Waits for one message of the control socket, for a few milliseconds at most."""
+        talk = self._talk
+        talk.is_waiting = True
+        is_heard = self.link.pump_alone()
+        talk.is_waiting = False
+        if not is_heard:
+            talk.end()
+        self._deal()
+
+    def _deal(self) -> None:
+        """Deals with what the core tells, and sends what follows."""
+        core, on = self.core, self._on
+        events = core.take_events()
         while events:
-            self._on_event(events.popleft())
-            if not events:
-                events.extend(link.core.take_events())
-        link.flush()
+            for event in events:
+                on[type(event)](event)
+            events = core.take_events()
+        self.link.flush()
+        for parked in list(self._conditions):
+            if parked.is_true is None or parked.is_true():
+                parked.wake()
 
-    def _poll(self, wait_s: float | None) -> None:
-        """Waits for everything. After a message of the control socket, the next one may be waited for alone."""
-        link = self.link
-        wait_ms = 0 if self._notes else link.wait_ms()
-        if wait_s is not None:
-            wait_ms = min(wait_ms, int(wait_s * 1000) + 1 if wait_s > 0 else 0)
-        is_noted = link.wait(wait_ms)
-        self.polled_at = now = _clock()
-        if is_noted:
-            self._notes.hear()
-            self._alone_from = now + NOTES_S
-        if link.pump() and now > self._alone_from:
-            self._alone_until = now + ALONE_S
+    def _on_call_ended(self, event: CallEnded) -> None:
+        waiter = self._waiters.pop(event.number, None)
+        if waiter is None:
+            return
+        waiter.end(event.outcome)
+        if waiter in self._parked:
+            self._parked[waiter].wake()
+        elif waiter is self._borrower and self._bell.is_awaited:
+            self._bell.ring()
+
+    def _mend(self) -> None:
+        """An exception cut a job short: messages and events may be lost, so the session is given up for lost."""
+        self.core.distrust(_clock())
+        self._deal()
+        self.stay.mend()
+        for number in list(self._waiters):
+            if not self.core.outgoing.is_open(number):
+                text = "a signal handler raised while the worker read or sent: what became of the call is not known"
+                self._on_call_ended(CallEnded(number, errors.BrokerLost(text, "possibly_executed", errors.BROKER_LOST)))
+        self._tell_hub()
 
     def end(self) -> None:
-        """The worker is over: everybody who waits is told."""
+        """The worker is over: everybody who waits is told. Through `do`."""
         if self.ended:
             return
-        self.unusable = self.unusable or "the worker was closed"
-        self.core.end("the worker was closed")
-        self.link.flush()
-        self._fetch_events()
+        self.unusable = self.unusable or CLOSED
+        self.core.end(CLOSED)
+        self._deal()
         self.ended = True
-        while self._events:
-            self._on_event(self._events.popleft())
-        self._read_notes()
-        self._conditions.look()
+        self.wake()
+        for parked in list(self._parked.values()):
+            parked.wake()
+        self._bell.ring()
         self.link.close()
-        self._guest.leave()
-        self._notes.close()
-        self.runner.close()
-        with self._gate:
-            self._unpark()
+        self._bell.close()
+        if self._pool is not None:
+            self._pool.close()
+        self.hub.dismiss(self)
+        if self._has_own_hub:
+            hub.drop(self.hub)
 
-    def _drive_until(self, is_true: Callable[[], bool], until: float | None) -> bool:
-        while not is_true():
-            if self.ended:
-                return is_true()
-            wait_s = None if until is None else until - _clock()
-            if wait_s is not None and wait_s <= 0:
-                return False
-            self.turn(wait_s)
-        return True
 
-    def _fetch_events(self) -> None:
-        self._events.extend(self.core.take_events())
-
-    def _read_notes(self) -> None:
-        self._notes.read()
-        if self._conditions:
-            self._conditions.look()
-        self.link.flush()
-
-    def _on_event(self, event: Event) -> None:
-        kind = type(event)
-        if kind is CallEnded:
-            ended = cast(CallEnded, event)
-            waiter = self._waiters.pop(ended.number, None)
-            if waiter is not None:
-                waiter.end(ended.outcome)
-        elif kind is RunCall:
-            self.runner.run(cast(RunCall, event))
-        else:
-            self.desk.take(event)
-        if self._conditions:
-            self._conditions.look()
-
-    def _ran(self, now: float) -> None:
-        """After an inline handler: however many there are to run, heartbeats go on."""
-        if self._events and now - self.polled_at > PUMP_S:
-            self.polled_at = now
-            self.link.wait(0)
-            self.link.pump()
-            self._fetch_events()
+def _on_cancel(_: CancelCall) -> None:
+    """A thread can't be interrupted: a handler finds out by `current_call().cancelled`."""
