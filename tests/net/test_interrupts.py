@@ -1,0 +1,172 @@
+"""A signal whose handler raises, at any moment of anything that waits: the user's exception comes out, all goes on.
+
+SIGALRM's handler raises an exception of the user's, SIGINT's is Python's own, of Ctrl-C. Each is raised between two
+bytecodes of the main thread, so also in the middle of ours: after a lock was taken, before it was noted, or while an
+answer is handed over. A program of its own does it some hundred times, and then uses its worker as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from iii_zmq import Worker
+from tests.net.brokers import RunningBroker, environment, running_broker
+
+pytestmark = pytest.mark.net
+
+LIMITS_S = {200: 15.0, 2000: 30.0}  # by how many interrupts, which take 0.6 and 4 s
+
+PROGRAM = """
+import faulthandler, itertools, json, os, queue, random, signal, sys, threading, time, traceback
+from iii_zmq import WaitTimeout, Worker
+
+url, way, life, use, count, limit = sys.argv[1:]
+faulthandler.dump_traceback_later(float(limit), exit=True)  # says where a thread waits for ever
+
+
+class Alarm(Exception):
+    pass
+
+
+def on_alarm(number, frame):
+    raise Alarm
+
+
+def interrupt_main():
+    while True:
+        arming.get()
+        time.sleep(random.uniform(0.0002, 0.003))
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+expected = {"alarm": Alarm, "sigint": KeyboardInterrupt}[way]
+arming = queue.SimpleQueue()
+if way == "alarm":
+    signal.signal(signal.SIGALRM, on_alarm)
+    arm = lambda: signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0002, 0.003))
+else:
+    threading.Thread(target=interrupt_main, daemon=True).start()
+    arm = lambda: arming.put(None)
+
+worker = Worker("interrupted", url)
+heard = []
+if life == "listening":
+    worker.on_change("i::moved")(heard.append)
+worker.__enter__() if life == "with" else worker.start()
+worker.wait_for("i::echo")
+
+
+def call(number):
+    assert worker.call("i::echo", number, timeout=5.0) == number
+
+
+def submit(number):
+    assert worker.submit("i::echo", number, timeout=5.0).result(5.0) == number
+
+
+def send(number):
+    worker.send("i::echo", number)
+
+
+def register(number):
+    worker.register("own::f", lambda value: value, replace=True)  # an unregistration may have been interrupted
+    worker.unregister("own::f")
+
+
+def wait_for(number):
+    worker.wait_for("i::echo", timeout=5.0)
+    try:
+        worker.wait_for("absent::f", timeout=0.001)
+    except WaitTimeout:
+        pass
+
+
+act = {"call": call, "submit": submit, "send": send, "register": register, "wait_for": wait_for}[use]
+numbers = itertools.count()
+interrupted = swallowed = 0
+wrong = []
+while interrupted < int(count):
+    try:
+        arm()
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            act(next(numbers))
+        swallowed += 1
+    except BaseException as error:
+        if type(error) is expected:
+            interrupted += 1
+        else:
+            while True:  # until the interrupt that may still be to come is here
+                try:
+                    time.sleep(0.5)
+                    break
+                except expected:
+                    pass
+            wrong.append("".join(traceback.format_exception(error)))
+
+for one in (call, submit, send, register, wait_for):
+    one(next(numbers))
+calling = threading.Thread(target=call, args=(-1,), daemon=True)
+calling.start()
+calling.join(5.0)
+worker.close()
+print(json.dumps({
+    "wrong": wrong[:3], "swallowed": swallowed, "another thread waits": calling.is_alive(), "state": worker.state,
+    "heard": bool(heard),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RunningBroker]:
+    with running_broker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(broker: RunningBroker) -> Iterator[str]:
+    """Of a broker where `i::echo` is offered, and the registry changes all the time."""
+    over = threading.Event()
+    with Worker("provider", broker.url, threads=0) as provider, Worker("mover", broker.url) as mover:
+        provider.register("i::echo", lambda value: value)
+        provider.start()
+
+        def move() -> None:
+            while not over.wait(0.01):
+                mover.register("i::moved", lambda value: value)
+                mover.unregister("i::moved")
+
+        moving = threading.Thread(target=move, daemon=True)
+        moving.start()
+        yield broker.url
+        over.set()
+        moving.join(10.0)
+
+
+CASES = [
+    ("with", "call"), ("started", "call"), ("listening", "call"),
+    ("with", "submit"), ("started", "submit"), ("listening", "submit"),
+    ("with", "send"), ("started", "send"),
+    ("with", "register"), ("started", "register"),
+    ("with", "wait_for"), ("started", "wait_for"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [pytest.param(count, marks=[pytest.mark.slow] * (count > 200)) for count in LIMITS_S])
+@pytest.mark.parametrize("way", ["alarm", "sigint"])
+@pytest.mark.parametrize(("life", "use"), CASES)
+def test_an_interrupt_comes_out_as_itself_and_all_goes_on(url: str, life: str, use: str, way: str, count: int) -> None:
+    """A lock could stay held for ever: it was taken in one bytecode, and the next one was to see to its release."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), url, way, life, use, str(count), str(LIMITS_S[count])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS_S[count] + 5.0, env=environment())
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == {
+        "wrong": [], "swallowed": 0, "another thread waits": False, "state": "closed", "heard": life == "listening",
+    }, ended.stderr  # fmt: skip
