@@ -26,6 +26,18 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[report.Section]]] = {
 WITH_FLOORS = ("call", "fanout", "join")
 
 
+EPILOG = """\
+A figure is the median of rounds, with the lowest and the highest round in brackets. The rounds of a figure and of its
+floor alternate, and the ratio is taken round by round: compare ratios, and only within a run. The first line says
+whether the product is compiled (bin/compile) or plain Python; measure both by two runs.
+
+`call` shows two tables for each mode. The first has the quickest case of the product beside bare ZeroMQ: a caller that
+was never started (`with Worker(...)`) and a provider with threads=0. The second has the usual case beside the quickest
+one: callers after start(), providers with threads=8, and both. There, a ratio of p50 of 1.3 means that a call takes
+30 % longer than in the first table, and one of calls/s of 0.9 that 10 % fewer are made. The caller's CPU counts all
+threads of its process: where it grows more than p50 does, threads hand over to each other."""
+
+
 def main(argv: list[str]) -> int:
     if "--peers" in argv:
         from bench.peers import command
@@ -51,7 +63,12 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description="iii_zmq beside bare ZeroMQ")
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="iii_zmq beside bare ZeroMQ",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--peers", action="store_true", help="beside NATS and others instead; see --peers --help")
     parser.add_argument("what", nargs="*", metavar="|".join(BENCHMARKS), help="default: all")
     parser.add_argument("--mode", choices=("pinned", "free", "both"), default="both")

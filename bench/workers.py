@@ -39,9 +39,9 @@ def echo(payload: object) -> object:
 # Calls ---------------------------------------------------------------------------------------
 
 
-def provider(url: str, function_id: str) -> None:
-    """A process that serves one function with `run()`, handlers inline."""
-    worker = Worker("bench-provider", url, threads=0)
+def provider(url: str, function_id: str, threads: int = 0) -> None:
+    """A process that serves one function with `run()`; without threads, its handler runs inline."""
+    worker = Worker("bench-provider", url, threads=threads)
     worker.register(function_id, echo)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     ready()  # not yet connected: callers `wait_for` the function
@@ -55,14 +55,16 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def caller(url: str, function_id: str) -> None:
-    """A sync worker that calls one function."""
+def caller(url: str, function_id: str, started: bool = False) -> None:
+    """A sync worker that calls one function, or another one if `calls` is asked to; in a `with`, or after `start()`."""
     with Worker("bench-caller", url, threads=0) as worker:
+        if started:
+            worker.start()
         worker.wait_for(function_id, timeout=10)
         traffic = Traffic(worker, function_id)
         ready()
         answer(
-            calls=lambda **asked: _calls(worker, function_id, **asked),
+            calls=lambda **asked: _calls(worker, **{"function_id": function_id, **asked}),
             begin=traffic.begin,
             end=traffic.end,
             first_answer=traffic.first_answer,
@@ -71,16 +73,18 @@ def caller(url: str, function_id: str) -> None:
 
 def _calls(worker: Worker, function_id: str, window: int, count: int, cpu_of: int) -> dict[str, float]:
     """One round: `count` calls with `window` in flight; `cpu_of` is the broker's pid."""
-    cpu, began = cpu_seconds(cpu_of), time.perf_counter()
+    own_cpu, cpu, began = time.process_time(), cpu_seconds(cpu_of), time.perf_counter()
     if window == 1:
         spans = _one_by_one(worker, function_id, count)
     else:
         spans = _windowed(worker, function_id, window, count)
-    return _sample(spans, count, time.perf_counter() - began, cpu_seconds(cpu_of) - cpu)
+    took, cpu, own_cpu = time.perf_counter() - began, cpu_seconds(cpu_of) - cpu, time.process_time() - own_cpu
+    return _sample(spans, count, took, cpu, own_cpu)
 
 
-def _sample(spans: list[int], count: int, took: float, cpu: float) -> dict[str, float]:
+def _sample(spans: list[int], count: int, took: float, cpu: float, own_cpu: float) -> dict[str, float]:
     return {
+        "caller_cpu_us": own_cpu / count * 1e6,
         "p50_us": percentile(spans, 50) / 1e3,
         "p99_us": percentile(spans, 99) / 1e3,
         "calls_per_s": count / took,
@@ -122,10 +126,10 @@ async def _async_caller(url: str, function_id: str) -> None:
             """One round: `window` tasks, gathered, that call one after the other."""
             spans: list[int] = []
             lane = count // window
-            cpu, began = cpu_seconds(cpu_of), time.perf_counter()
+            own_cpu, cpu, began = time.process_time(), cpu_seconds(cpu_of), time.perf_counter()
             await asyncio.gather(*(_lane(worker, function_id, lane, spans) for _ in range(window)))
-            took = time.perf_counter() - began
-            return _sample(spans, lane * window, took, cpu_seconds(cpu_of) - cpu)
+            took, cpu, own_cpu = time.perf_counter() - began, cpu_seconds(cpu_of) - cpu, time.process_time() - own_cpu
+            return _sample(spans, lane * window, took, cpu, own_cpu)
 
         ready()
         await answer_async(calls=calls)
