@@ -35,6 +35,7 @@ def main() -> int:
         workers=options.workers,
         ttl_s=options.ttl,
         only=options.only,
+        in_one_process=options.one_process,
     )
     try:
         director.run()
@@ -60,6 +61,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=50, help="five a process (default: 50)")
     parser.add_argument("--ttl", type=float, default=TTL_S, help=f"of the broker, in seconds (default: {TTL_S:g})")
     parser.add_argument("--only", nargs="+", metavar="FAULT", choices=WEIGHTS, help=f"of {', '.join(WEIGHTS)}")
+    parser.add_argument(
+        "--one-process",
+        action="store_true",
+        help="all workers in one process, as sync Workers behind one pair of links",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the records there (default: only on a failure)")
     return parser.parse_args()
 

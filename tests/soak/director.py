@@ -74,9 +74,12 @@ class Director:
         workers: int,
         ttl_s: float = TTL_S,
         only: list[str] | None = None,
+        in_one_process: bool = False,
     ) -> None:
         self.directory = directory
         self._seed, self._seconds, self._workers = seed, seconds, workers
+        self.workers_a_process = workers if in_one_process else WORKERS_A_PROCESS
+        self._proxied = range(1) if in_one_process else PROXIED
         self._ttl_s = ttl_s
         self._recorder = Recorder(directory / "director.jsonl")
         self._recorder.write("run", seed=seed, seconds=seconds, workers=workers)
@@ -93,9 +96,9 @@ class Director:
 
     def run(self) -> None:
         self.broker = Slot("broker", self._start_broker)
-        for slot in range(-(-self._workers // WORKERS_A_PROCESS)):
+        for slot in range(-(-self._workers // self.workers_a_process)):
             url = f"tcp://127.0.0.1:{self._ports[0]}"
-            if slot in PROXIED:
+            if slot in self._proxied:
                 link = Link(f"link.{slot}", f"127.0.0.{2 + slot}", self._ports)
                 self.links.append(link)
                 url = link.url
@@ -180,7 +183,7 @@ class Director:
     def _start_host(self, slot: int, url: str, life: int) -> Process:
         words = [
             "tests.soak.host", "--slot", str(slot), "--life", str(life), "--workers", str(self._workers),
-            "--url", url, "--seed", str(self._seed),
+            "--members", str(self.workers_a_process), "--url", url, "--seed", str(self._seed),
         ]  # fmt: skip
         return self._start(f"host.{slot}.{life}", words)
 

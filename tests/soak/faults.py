@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from tests.fault.proxy import Proxy
 
-from .plan import WORKERS_A_PROCESS
-
 if TYPE_CHECKING:
     from .director import Director, Slot
 
@@ -22,6 +20,7 @@ BROKER_STOP_MAX_S = 5.0
 DOWN_MAX_S = 2.0
 PAUSE_MAX_S = 1.6  # between two faults: most last longer, so that a few go on at any time;
 FIRST_PAUSE_MAX_S = 0.7  # less until each kind has come, for short runs
+ALONE_PAUSE = 3  # times as long, where all faults meet one process: else it is stopped or busy nearly all the time
 HALF_OPEN_S = (0.9, 1.1)  # see issue 3, point 5
 
 WEIGHTS = {
@@ -45,7 +44,8 @@ class Faults:
         return not self._first
 
     def pause_s(self) -> float:
-        return self._random.uniform(0.1, FIRST_PAUSE_MAX_S if self._first else PAUSE_MAX_S)
+        pause_s = self._random.uniform(0.1, FIRST_PAUSE_MAX_S if self._first else PAUSE_MAX_S)
+        return pause_s * ALONE_PAUSE if len(self._director.slots) == 1 else pause_s
 
     def inject(self) -> None:
         kinds, weights = list(self._weights), list(self._weights.values())
@@ -82,7 +82,7 @@ class Faults:
     def slow_reader(self) -> list[str]:
         victims = self._victims(1)
         for slot in victims:
-            member, take = self._random.randrange(WORKERS_A_PROCESS), self._random.uniform(0.01, 0.1)
+            member, take = self._member(), self._random.uniform(0.01, 0.1)
             slot.process.order("slow", member=member, take=take, **{"for": self._random.uniform(2.0, 8.0)})
         return [slot.process.name for slot in victims]
 
@@ -90,9 +90,7 @@ class Faults:
         """Of changes, by one worker."""
         victims = self._victims(1)
         for slot in victims:
-            slot.process.order(
-                "flood", member=self._random.randrange(WORKERS_A_PROCESS), count=self._random.randint(10, 150)
-            )
+            slot.process.order("flood", member=self._member(), count=self._random.randint(10, 150))
         return [slot.process.name for slot in victims]
 
     def deploy(self) -> list[str]:
@@ -164,6 +162,9 @@ class Faults:
     def _victims(self, number: int) -> list[Slot]:
         at_large = [slot for slot in self._director.slots if not slot.is_away]
         return self._random.sample(at_large, min(number, len(at_large)))
+
+    def _member(self) -> int:
+        return self._random.randrange(self._director.workers_a_process)
 
     def _stop(self, slot: Slot, longest_s: float = STOP_MAX_S) -> str:
         process = slot.process

@@ -26,7 +26,7 @@ from typing import Any
 
 from .async_member import AsyncMember, run_on
 from .member import Member, Watcher
-from .plan import WORKERS_A_PROCESS, Will, slot_name
+from .plan import Will, slot_name
 from .processes import die_with_parent
 from .records import Recorder
 
@@ -160,9 +160,9 @@ def _say(answer: dict[str, Any]) -> None:
 
 def _members(options: argparse.Namespace) -> list[tuple[str, int, str, Will, Recorder]]:
     recorder = Recorder(options.records)
-    first = options.slot * WORKERS_A_PROCESS
+    first = options.slot * options.members
     members = []
-    for index in range(first, min(first + WORKERS_A_PROCESS, options.workers)):
+    for index in range(first, min(first + options.members, options.workers)):
         name = f"{slot_name(index)}.{options.life}"
         members.append((name, index, options.url, Will(options.workers, index, f"{options.seed} {name}"), recorder))
     return members
@@ -173,6 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slot", type=int, required=True, help="even: threads; odd: an event loop")
     parser.add_argument("--life", type=int, required=True)
     parser.add_argument("--workers", type=int, required=True, help="of the whole soak")
+    parser.add_argument("--members", type=int, required=True, help="of each process")
     parser.add_argument("--url", required=True)
     parser.add_argument("--seed", required=True)
     parser.add_argument("--records", type=Path, required=True)
