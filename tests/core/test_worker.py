@@ -1040,6 +1040,16 @@ def test_a_call_without_a_session_waits_for_its_timeout_or_patience(place: Place
     assert place.core.counters["sends_failed"] == 1
 
 
+def test_calls_that_waited_for_a_session_leave_in_the_order_in_which_they_were_made(place: Place) -> None:
+    numbers = [place.call(function_id) for function_id in ("b", "a")]
+    hello = place.greeted()
+    place.hear(place.welcome(hello))
+    place.snapshot(hello.number)
+    numbers.append(place.call("c"))
+    calls = [(call.number, call.function_id) for call in place.sent(wire.Call)]
+    assert calls == list(zip(numbers, "bac", strict=True))
+
+
 def test_a_call_that_waited_in_vain_tells_why_there_is_no_session(joined: Place) -> None:
     joined.link(Disconnected())
     joined.wait(0.0)
