@@ -235,6 +235,17 @@ def test_a_renewal_with_other_functions_starts_anew() -> None:
     assert renewed(broker, p, "f", "g").worker_id != p.worker_id
 
 
+def test_a_renewed_worker_registers_nothing_before_its_new_presence() -> None:
+    broker = Brokerage()
+    new = renewed(broker, broker.worker("p", "f"), "f")
+    broker.stream()
+    broker.send("p", wire.Register(2, [entry("g")]), wire.Unregister(3, ["f"]))
+    refused = [(one.number, one.code) for one in broker.to("p") if isinstance(one, wire.Refuse)]
+    assert (refused, broker.stream()) == ([(2, "not_joined"), (3, "not_joined")], [])
+    broker.hear(Subscribed(wire.presence_topic(new.token)))
+    assert broker.register("p", "g").refusals == []
+
+
 def test_a_renewed_worker_that_dies_before_its_new_presence_is_noticed_by_a_probe() -> None:
     # It was left alone for five seconds like a newcomer, though it has rows that everybody sees.
     broker = Brokerage()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iii_zmq import wire
+from iii_zmq.core.broker.session import Subscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry
 
 EXCLUSIVE = entry("f", exclusive=True)
@@ -88,6 +89,20 @@ def test_what_waits_for_the_draining_worker_alone_is_finished_by_it() -> None:
     second = broker.calls("p")
     assert (len(second), acks(broker, "p")) == (1, [])
     answer(broker, "p", second)
+    assert acks(broker, "p") == [9]
+
+
+def test_the_ack_waits_for_a_call_that_can_go_nowhere_else_though_nothing_runs() -> None:
+    broker = Brokerage()
+    a, p = broker.join("a"), broker.worker("p", "f")
+    broker.lose(p)
+    broker.send("a", a.call(1, "f"))
+    broker.send("p", wire.Drain(9))
+    assert [one for one in broker.to("p") if isinstance(one, wire.Call | wire.Ack)] == []
+    broker.hear(Subscribed(wire.presence_topic(p.token)))
+    calls = broker.calls("p")
+    assert len(calls) == 1
+    answer(broker, "p", calls)
     assert acks(broker, "p") == [9]
 
 

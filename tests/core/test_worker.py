@@ -260,6 +260,17 @@ def test_a_welcome_that_answers_no_hello_is_counted(joined: Place) -> None:
     assert joined.state() == "connected"
 
 
+def test_a_welcome_counts_only_for_the_latest_hello(joined: Place) -> None:
+    joined.link(StreamDisconnected())
+    (first,) = joined.sent(wire.Hello)
+    joined.hear(joined.welcome(first), wire.Unknown(5, wire.KIND[wire.Heartbeat]))
+    (second,) = joined.sent(wire.Hello)
+    joined.hear(joined.welcome(first, worker_id="before"))
+    assert (joined.phase(), joined.core.counters["unexpected"]) == ("greeting", 1)
+    joined.hear(joined.welcome(second))
+    assert joined.phase() == "opening"
+
+
 def test_a_hello_without_an_answer_ends_in_fresh_sockets_later_and_later(place: Place) -> None:
     hello = place.greeted()
     assert place.core.next_deadline() == place.now + membership.ANSWER_S
