@@ -7,6 +7,7 @@ so the broker's are far longer than a test waits.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,7 +15,7 @@ import pytest
 
 from iii_zmq import wire
 from tests.fault.crews import Watcher, ask, crew, eventually, start, watching
-from tests.fault.programs import PATIENCE_S, Program
+from tests.fault.programs import PATIENCE_S, Program, program
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
 
@@ -23,6 +24,24 @@ pytestmark = [pytest.mark.net, pytest.mark.fault]
 LONG = wire.pack(600.0)  # seconds that a handler takes: no test waits for its end
 LOST = ("provider_lost", "possibly_executed")
 NEVER_LEFT = ("no_provider", "not_handed_over")
+
+# Answers its only call with much else before, as soon as it is told to: then it waits to be killed.
+LAST_WORDS = """
+    import sys
+    from iii_zmq import wire
+    from tests.net.raw import RawPeer
+
+    peer = RawPeer(sys.argv[1]).join("talker", "talker::f")
+    print("joined", flush=True)
+    call = peer.read(wire.Call, within_s=60)
+    print("has it", flush=True)
+    sys.stdin.readline()
+    for _ in range(3_000):
+        peer.send(wire.Heartbeat(0, "", 0, 0, 0))
+    peer.send(wire.Result(call.number, call.payload))
+    print("answered", flush=True)
+    sys.stdin.readline()
+"""
 
 
 @pytest.fixture
@@ -92,6 +111,24 @@ def test_each_call_of_a_killed_provider_fails_once_and_tells_its_fate(
         assert outcomes(caller, 4) == dict(zip(calls, [LOST, LOST, NEVER_LEFT, NEVER_LEFT], strict=True))
         eventually(watcher.tables, (1, 0, 0, 2))
         assert victim.finish().out == "joined\n" + 2 * "began\n"
+
+
+def test_a_result_counts_with_3000_messages_before_it_that_the_broker_had_not_read(
+    broker: RunningBroker, caller: RawPeer
+) -> None:
+    """1. The broker is stopped. 2. The provider says all that, and is killed. 3. The broker goes on: the lost presence is
+    the first thing that it reads, and the result lies far behind in its ROUTER."""
+    with program(LAST_WORDS, broker.url) as victim:
+        victim.expect("joined")
+        number = caller.call("talker::f", wire.pack("last words"))
+        victim.expect("has it")
+        broker.process.send_signal(signal.SIGSTOP)
+        victim.say("go on")
+        victim.expect("answered")
+        time.sleep(0.2)  # for libzmq's own thread there to hand it to the system
+        victim.kill()
+        broker.process.send_signal(signal.SIGCONT)
+        assert caller.read(wire.Result, wire.Failure) == wire.Result(number, wire.pack("last words"))
 
 
 def test_a_killed_caller_leaves_no_call_behind(broker: RunningBroker, watcher: Watcher) -> None:
