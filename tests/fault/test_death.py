@@ -116,8 +116,8 @@ def test_each_call_of_a_killed_provider_fails_once_and_tells_its_fate(
 def test_a_result_counts_with_3000_messages_before_it_that_the_broker_had_not_read(
     broker: RunningBroker, caller: RawPeer
 ) -> None:
-    """1. The broker is stopped. 2. The provider says all that, and is killed. 3. The broker goes on: the lost presence is
-    the first thing that it reads, and the result lies far behind in its ROUTER."""
+    """1. The broker is stopped. 2. The provider says all that, and is killed. 3. The broker goes on: it reads the lost
+    presence first, and the result lies far behind in its ROUTER."""
     with program(LAST_WORDS, broker.url) as victim:
         victim.expect("joined")
         number = caller.call("talker::f", wire.pack("last words"))

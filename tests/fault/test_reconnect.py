@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import zmq
 
-from iii_zmq import CallFailed, ProviderLost, Worker
+from iii_zmq import CallFailed, ProviderLost, Worker, wire
 from tests.fault.impostors import PLAIN_SOCKETS, ZMQ_SOCKETS, Impostor, impostor
 from tests.fault.proxy import Proxies, Proxy, address
 from tests.fault.victim import Victim, victim
 from tests.net.brokers import RunningBroker, free_url, running_broker
+from tests.net.raw import RawPeer
 
 pytestmark = pytest.mark.fault
 
@@ -281,6 +284,27 @@ def test_one_of_the_two_connections_cut_again_and_again_changes_no_row(
     process.leave(name)
     until(lambda: "worker_left" in comings(name))
     assert comings(name) == ["worker_joined", "worker_left"]
+
+
+def test_a_worker_whose_presence_is_lost_and_heard_again_at_once_is_whole() -> None:
+    """1. The broker is stopped. 2. A worker's presence is unsubscribed and subscribed again. 3. The broker reads both in
+    one turn. A broker that told its core of the loss after the return passed the worker over from then on, and dropped
+    it after five seconds."""
+    with running_broker() as broker, RawPeer(broker.url) as worker:
+        worker.join("worker", "worker::f")
+        assert worker.welcome is not None
+        assert worker.sub is not None
+        presence = wire.presence_topic(worker.welcome.token)
+        for _ in range(10):
+            broker.process.send_signal(signal.SIGSTOP)
+            worker.sub.setsockopt(zmq.UNSUBSCRIBE, presence)
+            worker.sub.setsockopt(zmq.SUBSCRIBE, presence)
+            time.sleep(0.02)  # for libzmq's own thread to hand them to the system
+            broker.process.send_signal(signal.SIGCONT)
+            worker.status()
+            worker.call("worker::f")
+            worker.read(wire.Call, within_s=PATIENCE_S)
+        assert worker.counters("left_died") == [0]
 
 
 class _NoBroker(BaseHTTPRequestHandler):
