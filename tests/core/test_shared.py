@@ -8,9 +8,11 @@ from iii_zmq import wire
 from iii_zmq.core.worker import replica as replica_module
 from iii_zmq.core.worker import shared as shared_module
 from iii_zmq.core.worker.replica import Replica
-from iii_zmq.core.worker.shared import SHARED_BYTES_MAX, SHARED_MAX, SHARED_PARTS, Shared
+from iii_zmq.core.worker.shared import SHARED_BYTES_MAX, SHARED_PARTS, Shared
 from iii_zmq.errors import ProtocolError
 from tests.core.truth import Truth, offer, worker
+
+BEHIND = 300  # deltas; in the storm below each was 100 and more behind
 
 
 def joined(truth: Truth, shared: Shared) -> Replica:
@@ -83,7 +85,7 @@ def test_a_replica_that_is_a_storm_behind_reads_nothing_anew(truth: Truth, monke
     deltas took more than half of all time, sessions timed out and joined again, and the storm never ended."""
     shared = Shared()
     crowd = [joined(truth, shared) for _ in range(3)]
-    for number in range(SHARED_MAX):
+    for number in range(BEHIND):
         truth.change(offer("a", f"f{number}"))
     seqs = range(2, truth.seq + 1)
     crowd[0].on_deltas(truth.message(*seqs))
@@ -94,24 +96,32 @@ def test_a_replica_that_is_a_storm_behind_reads_nothing_anew(truth: Truth, monke
 
 
 def test_what_was_given_up_is_read_anew(truth: Truth) -> None:
-    shared = Shared()
+    shared = Shared(deltas_max=10)
     first, second = joined(truth, shared), joined(truth, shared)
-    for number in range(3 * SHARED_MAX):
+    for number in range(30):
         truth.change(offer("a", f"f{number}"))
     seqs = range(2, truth.seq + 1)
     heard = first.on_deltas(truth.message(*seqs))
     assert second.on_deltas(copied(truth.message(*seqs))) == heard
-    assert len(heard) == 3 * SHARED_MAX
-    for generation in (shared._young, shared._old):
-        assert max(len(generation.steps), len(generation.changes)) <= SHARED_MAX
+    assert len(heard) == 30
+
+
+def test_two_generations_are_kept_and_no_more(truth: Truth) -> None:
+    shared = Shared(deltas_max=10)
+    _, _ = joined(truth, shared), joined(truth, shared)
+    for number in range(35):
+        truth.change(offer("a", f"f{number}"))
+    steps = {delta: shared.read(delta) for delta in truth.deltas[2:]}
+    latest_first = [shared.read(delta) is steps[delta] for delta in reversed(truth.deltas[2:])]
+    assert 10 <= latest_first.index(False) <= 20
 
 
 def test_one_alone_keeps_nothing_for_others(truth: Truth) -> None:
     shared = Shared()
-    alone = joined(truth, shared)
-    truth.change(offer("a", "g"))
-    alone.on_deltas(truth.message())
-    assert (shared._young.steps, shared._young.changes, shared._young.rows) == ({}, {}, {})
+    _ = joined(truth, shared)
+    assert shared.read(truth.deltas[1]) is not shared.read(truth.deltas[1])
+    row = wire.encode_row(worker("a"))
+    assert shared.row(copy := bytes(bytearray(row)))[0] is copy
 
 
 def test_the_second_replica_reads_no_row_anew_and_holds_the_same_bytes(
@@ -140,7 +150,7 @@ def test_rows_of_a_large_snapshot_are_kept_up_to_a_limit(truth: Truth) -> None:
     first.expect(1)
     for index, row in enumerate(rows):
         first.on_snapshot(wire.Snapshot(1, truth.epoch, 1, bytes(16), index, False, [row]))
-    assert list(shared._young.rows) == rows[:SHARED_PARTS]
+    assert [shared.row(bytes(bytearray(row)))[0] is row for row in rows] == [True] * SHARED_PARTS + [False] * 2
     assert second is not first
 
 
@@ -149,9 +159,8 @@ def test_a_large_delta_is_not_kept(truth: Truth) -> None:
     first, second = joined(truth, shared), joined(truth, shared)
     truth.change(*[offer("a", f"function{number:04}") for number in range(1000)])
     assert len(truth.deltas[-1]) > SHARED_BYTES_MAX
-    heard = first.on_deltas(truth.message())
-    assert (shared._young.steps, shared._young.changes) == ({}, {})
-    assert second.on_deltas(truth.message()) == heard
+    assert first.on_deltas(truth.message()) == second.on_deltas(truth.message()) != []
+    assert shared.read(truth.deltas[-1]) is not shared.read(truth.deltas[-1])
 
 
 def test_a_malformed_delta_is_refused_each_time() -> None:

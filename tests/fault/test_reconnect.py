@@ -287,9 +287,9 @@ def test_one_of_the_two_connections_cut_again_and_again_changes_no_row(
 
 
 def test_a_worker_whose_presence_is_lost_and_heard_again_at_once_is_whole() -> None:
-    """1. The broker is stopped. 2. A worker's presence is unsubscribed and subscribed again. 3. The broker reads both in
-    one turn. A broker that told its core of the loss after the return passed the worker over from then on, and dropped
-    it after five seconds."""
+    """1. The broker is stopped. 2. A worker's presence is unsubscribed and subscribed again. 3. The broker reads both
+    in one turn. A broker that told its core of the loss after the return passed the worker over from then on, and
+    dropped it after five seconds."""
     with running_broker() as broker, RawPeer(broker.url) as worker:
         worker.join("worker", "worker::f")
         assert worker.welcome is not None

@@ -28,9 +28,10 @@ SHARED_PARTS = 4  # of a snapshot: some 4,000 rows; those of a larger one would 
 class _Generation:
     """What was read and named since a moment."""
 
-    __slots__ = ("changes", "rows", "size", "steps")
+    __slots__ = ("_deltas_max", "changes", "rows", "size", "steps")
 
-    def __init__(self) -> None:
+    def __init__(self, deltas_max: int) -> None:
+        self._deltas_max = deltas_max
         self.steps: dict[bytes, Step] = {}
         self.changes: dict[Position, tuple[Step, list[Change]]] = {}
         self.rows: dict[bytes, RowRead] = {}
@@ -39,17 +40,18 @@ class _Generation:
     @property
     def is_full(self) -> bool:
         kept = max(len(self.steps), len(self.changes))
-        return self.size >= SHARED_ALL_BYTES_MAX or kept >= SHARED_MAX or len(self.rows) >= SHARED_ROWS_MAX
+        return self.size >= SHARED_ALL_BYTES_MAX or kept >= self._deltas_max or len(self.rows) >= SHARED_ROWS_MAX
 
 
 class Shared:
-    """Of one process; bounded by its generations."""
+    """Of one process; bounded by its generations, of `deltas_max` deltas each."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas_max: int = SHARED_MAX) -> None:
+        self._deltas_max = deltas_max
         self._is_for_many = False  # one replica alone would keep everything for nobody
         self._users = 0  # ever
-        self._young = _Generation()
-        self._old = _Generation()
+        self._young = _Generation(deltas_max)
+        self._old = _Generation(deltas_max)
         self._message: tuple[bytes, wire.OnStream] = (b"", wire.Closing(0, ""))
 
     def join(self) -> None:
@@ -99,5 +101,5 @@ class Shared:
 
     def _growing(self) -> _Generation:
         if self._young.is_full:
-            self._old, self._young = self._young, _Generation()
+            self._old, self._young = self._young, _Generation(self._deltas_max)
         return self._young
