@@ -234,7 +234,8 @@ def watch(
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", metavar="N", min=0, help="End after this many changes.", show_default=False)
+        int | None,
+        typer.Option("--count", metavar="N", min=0, help="End after N changes; a batch is one.", show_default=False),
     ] = None,
     timeout: MaybeTimeout = None,
     url: Url = None,

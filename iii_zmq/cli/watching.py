@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..core.worker.changes import Change, Position
+from ..core.worker.events import CLOSED
 from .client import CONNECT_TIMEOUT_S, joined
 from .exits import one_line, usage
 
@@ -42,7 +42,7 @@ def watch(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Until Ctrl-C, SIGTERM, `count` changes or `timeout` seconds. Raises: CommandError, IIIError."""
+    """Until Ctrl-C, SIGTERM, `count` changes of the registry or `timeout` seconds. Raises: CommandError, IIIError."""
     asked = None if start is None else read_position(start)
     until = None if timeout is None else time.monotonic() + timeout
     lines = _Lines(as_json)
@@ -51,7 +51,7 @@ def watch(
             lines.follow_states(worker)
             changes = _changes(worker, url, asked, until, lines)
             wanted = (change for change in changes if is_wanted(change, patterns))
-            for change in islice(wanted, count):
+            for change in wanted if count is None else _first(count, wanted, worker):
                 lines.tell(worker, change)
     except KeyboardInterrupt:
         pass  # the way to end it
@@ -75,6 +75,25 @@ def is_wanted(change: Change, patterns: tuple[str, ...]) -> bool:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
+def _first(count: int, changes: Iterator[Change], worker: Worker) -> Iterator[Change]:
+    """The changes of the first `count` positions: whoever goes on with `--from` the last of them has missed nothing.
+
+    Only the next position would show that one is complete. All that changed at once reaches a reader at once, and the
+    reader of a closed worker gives what it has: so the worker is closed with the last position's first change.
+    """
+    if not count:
+        return
+    position: tuple[str, int] | None = None
+    for change in changes:
+        if (change.epoch, change.seq) != position:
+            if not count:
+                return
+            count, position = count - 1, (change.epoch, change.seq)
+            if not count:
+                worker.close()
+        yield change
+
+
 def _changes(
     worker: Worker, url: str | None, asked: Position | None, until: float | None, lines: _Lines
 ) -> Iterator[Change]:
@@ -88,6 +107,8 @@ def _changes(
         lines.start("resumed", worker, at._replace(seq=asked.seq))
         yield from past
         at = at._replace(seq=max(at.seq, *[change.seq for change in past[-1:]], asked.seq))
+    if worker.state == CLOSED:
+        return
     for change in live:
         if change.epoch != at.epoch or change.seq > at.seq:
             yield change

@@ -16,8 +16,10 @@ import pytest
 
 from iii_zmq import Worker, wire
 from iii_zmq.cli.app import run as run_here
+from iii_zmq.core.worker.changes import Position
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.commands import Done, finish, run, running
+from tests.net.raw import RawPeer
 
 pytestmark = pytest.mark.net
 
@@ -369,7 +371,7 @@ def test_wait_tells_what_is_missing(url: str, provider: Worker) -> None:
 
 
 def test_watch_tells_the_start_and_every_change(url: str, provider: Worker) -> None:
-    at = provider.position
+    at = _position(provider)
     with running("watch", "--count", "3", "--json", url=url) as watching:
         first = watching.stdout.readline() if watching.stdout else ""
         with Worker("guest", url) as guest:
@@ -392,7 +394,7 @@ def test_watch_tells_the_start_and_every_change(url: str, provider: Worker) -> N
 
 def test_watch_resumes_with_exactly_what_was_missed(url: str, provider: Worker) -> None:
     heard = provider.changes()
-    at = provider.position
+    at = _position(provider)
     with Worker("guest", url) as guest:
         guest.register("guest::hi", print)
         guest.register("guest::hi", print, description="again", replace=True)
@@ -414,7 +416,7 @@ def test_watch_tells_new_from_replaced_functions_of_one_batch(url: str) -> None:
         guest.register("mix::old", print)
         at = guest.position
         guest.register_many([("mix::old", print, {"description": "again"}), ("mix::new", print)], replace=True)
-        _, *told = run("watch", "--from", str(at.seq), "--count", "2", "--json", url=url).lines
+        _, *told = run("watch", "--from", str(at.seq), "--count", "1", "--json", url=url).lines
     assert [(line["kind"], line["function_id"]) for line in told] == [
         ("function_added", "mix::new"),
         ("function_changed", "mix::old"),
@@ -422,7 +424,7 @@ def test_watch_tells_new_from_replaced_functions_of_one_batch(url: str) -> None:
 
 
 def test_watch_goes_on_live_after_the_past(url: str, provider: Worker) -> None:
-    at = provider.position
+    at = _position(provider)
     with Worker("early", url), running("watch", "--from", str(at.seq), "--count", "3", "--json", url=url) as watching:
         assert watching.stdout is not None
         watching.stdout.readline(), watching.stdout.readline()
@@ -435,6 +437,49 @@ def test_watch_goes_on_live_after_the_past(url: str, provider: Worker) -> None:
     ]
 
 
+BATCH = [f"batch::f{number:02}" for number in range(50)]
+
+
+def test_watch_counts_whole_changes_and_what_comes_after_them_can_be_resumed(url: str) -> None:
+    """It stopped in the middle of a batch, and `--from` that seq left the rest of it out."""
+    with Worker("guest", url) as guest:
+        at = guest.position.seq
+        with running("watch", "--count", "2", "--json", url=url) as watching:
+            assert watching.stdout is not None
+            watching.stdout.readline()
+            guest.register("batch::before", print)
+            guest.register_many([(function_id, print) for function_id in BATCH])
+            told = finish(watching).lines
+        guest.register("batch::after", print)
+        _, *resumed = run("watch", "--from", str(told[-1]["seq"]), "--count", "1", "--json", url=url).lines
+    assert [(line["function_id"], line["seq"]) for line in told + resumed] == [
+        ("batch::before", at + 1),
+        *((function_id, at + 2) for function_id in BATCH),
+        ("batch::after", at + 3),
+    ]
+
+
+def test_watch_counts_whole_changes_of_the_past_and_those_that_are_asked_for(url: str) -> None:
+    with Worker("guest", url) as guest:
+        at = guest.position.seq
+        guest.register("other::before", print)
+        guest.register_many([(function_id, print) for function_id in BATCH])
+        for count, patterns, expected in ((2, (), ["other::before", *BATCH]), (1, ("batch::f1*",), BATCH[10:20])):
+            words = ["watch", *patterns, "--from", str(at), "--count", str(count), "--json"]
+            assert [line["function_id"] for line in run(*words, url=url).lines[1:]] == expected
+
+
+def test_watch_shows_how_a_worker_changed_with_the_last_of_its_count(url: str) -> None:
+    with RawPeer(url) as guest:
+        at = guest.join("guest").status()["seq"]
+        guest.send(wire.Drain(guest.number()))
+        guest.read(wire.Ack)
+        done = run("watch", "--from", str(at), "--count", "1", url=url)
+    assert (done.code, done.err) == (0, "")
+    assert "worker_changed guest" in done.out
+    assert done.out.endswith("draining now\n")
+
+
 @pytest.mark.parametrize("start", ["1000000", "0123456789abcdef:1"])
 def test_watch_says_when_it_cannot_resume(url: str, provider: Worker, start: str) -> None:
     (line,) = run("watch", "--from", start, "--timeout", "0", "--json", url=url).lines
@@ -442,13 +487,13 @@ def test_watch_says_when_it_cannot_resume(url: str, provider: Worker, start: str
 
 
 def test_watch_from_now_misses_nothing(url: str, provider: Worker) -> None:
-    at = provider.position
+    at = _position(provider)
     (line,) = run("watch", "--from", str(at.seq), "--timeout", "0", "--json", url=url).lines
     assert line == {"start": "resumed", "position": at._asdict()}
 
 
 def test_watch_only_some_functions(url: str, provider: Worker) -> None:
-    at = provider.position
+    at = _position(provider)
     with Worker("guest", url) as guest:
         guest.register("guest::a", print)
         guest.register("guest::b", print)
@@ -595,6 +640,16 @@ def _failed(done: Done, code: int) -> str:
     assert done.err.startswith("iii-broker: ")
     assert done.err.count("\n") == 1
     return done.err.rstrip("\n")
+
+
+def _position(watcher: Worker) -> Position:
+    """Of the broker now: whoever left in the test before may still be there, as far as the watcher knows."""
+    seq = watcher.call("engine::status")["seq"]
+    until = time.monotonic() + 10
+    while watcher.position.seq < seq:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    return watcher.position
 
 
 def _joined(watcher: Worker, count: int) -> None:
