@@ -116,7 +116,17 @@ def test_a_list_that_ends_with_its_page_has_no_next() -> None:
 def test_a_page_examines_so_many_rows_and_may_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "EXAMINED_MAX", 1)
     broker, o = town()
-    assert pages(broker, o, "functions", prefix="pay") == [[], [], ["pay::charge"], ["pay::refund"]]
+    assert pages(broker, o, "functions", search="pay") == [[], [], ["pay::charge"], ["pay::refund"]]
+
+
+def test_a_prefix_of_functions_is_looked_up_and_costs_no_page_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The seven functions of one service among 10,007 were found on the last of six pages.
+    monkeypatch.setattr(engine, "EXAMINED_MAX", 1)
+    broker, o = town()
+    assert pages(broker, o, "functions", prefix="pay::") == [["pay::charge"], ["pay::refund"]]
+    assert pages(broker, o, "functions", prefix="pay::charge") == [["pay::charge"]]
+    assert pages(broker, o, "functions", prefix="oz") == [[]]
+    assert pages(broker, o, "functions", prefix="engine::p", all=True) == [["engine::ping"]]
 
 
 def test_a_page_examines_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

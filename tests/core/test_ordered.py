@@ -22,8 +22,8 @@ def filled(*ids: str) -> Ordered:
     return one
 
 
-@given(STEPS, st.text("abcd", max_size=3), st.integers(0, 10))
-def test_a_page_is_that_of_a_sorted_list(steps: list[tuple[bool, str]], cursor: str, count: int) -> None:
+@given(STEPS, st.text("abcd", max_size=3), st.integers(0, 10), st.text("abcd", max_size=2))
+def test_a_page_is_that_of_a_sorted_list(steps: list[tuple[bool, str]], cursor: str, count: int, prefix: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ordered, "BUCKET_MAX", 3)
         one, twin = Ordered(), set()
@@ -37,7 +37,8 @@ def test_a_page_is_that_of_a_sorted_list(steps: list[tuple[bool, str]], cursor: 
             assert one.after("", 1000) == sorted(twin)
             assert all(0 < len(bucket) <= 3 for bucket in one._buckets)
             assert one._lasts == [bucket[-1] for bucket in one._buckets]
-    assert one.after(cursor, count) == [each for each in sorted(twin) if each > cursor][:count]
+    behind = [each for each in sorted(twin) if each > cursor and each.startswith(prefix)]
+    assert one.after(cursor, count, prefix) == behind[:count]
 
 
 @given(st.sets(IDS), st.randoms(use_true_random=False))

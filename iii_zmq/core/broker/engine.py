@@ -83,9 +83,10 @@ class Engine:
 
     def _functions_list(self, request: Any, now: float) -> dict[str, Any]:
         query = _Query(request)
-        ids = self._registry.function_ids.after(query.after, EXAMINED_MAX + 1)
+        ids = self._registry.function_ids.after(query.after, EXAMINED_MAX + 1, query.prefix)
         if query.all:
-            ids = sorted([*ids, *[one for one in DESCRIPTIONS if one > query.after]])
+            own = [one for one in DESCRIPTIONS if one > query.after and one.startswith(query.prefix)]
+            ids = sorted([*ids, *own])
         page, cursor = query.page(ids, self._function_if)
         return {"position": self._position(), "functions": page, "next": cursor}
 
@@ -98,8 +99,6 @@ class Engine:
         return {"position": self._position(), "function": self._function(function_id, self._entry(function_id))}
 
     def _function_if(self, query: _Query, function_id: str) -> _Looked:
-        if not function_id.startswith(query.prefix):
-            return None, 0
         if function_id in DESCRIPTIONS:
             function, examined = _engine_function(function_id), 0
         else:

@@ -58,14 +58,19 @@ class Ordered:
             else:
                 del self._buckets[at], self._lasts[at]
 
-    def after(self, cursor: str, count: int) -> list[str]:
-        """The first `count` ids behind the cursor, which need not be one of them; fewer when there are no more."""
+    def after(self, cursor: str, count: int, prefix: str = "") -> list[str]:
+        """The first `count` ids with this prefix behind the cursor, which need not be one of them; fewer when there are
+        no more."""
+        bisect = bisect_right
+        if cursor < prefix:
+            bisect, cursor = bisect_left, prefix
         found: list[str] = []
-        at = bisect_right(self._lasts, cursor)
-        start = bisect_right(self._buckets[at], cursor) if at < len(self._buckets) else 0
+        at = bisect(self._lasts, cursor)
+        start = bisect(self._buckets[at], cursor) if at < len(self._buckets) else 0
         while at < len(self._buckets) and len(found) < count:
             found += self._buckets[at][start : start + count - len(found)]
             at, start = at + 1, 0
+        del found[bisect_left(found, True, key=lambda one: not one.startswith(prefix)) :]
         return found
 
     def _append(self, new: str) -> None:
