@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from iii_zmq import AsyncWorker, Busy, Worker, wire
 from iii_zmq.core.worker import sends
 from iii_zmq.core.worker.changes import Change
+from iii_zmq.core.worker.outgoing import OPEN_CALLS_MAX
 from iii_zmq.io.worker import coroutines, handlers, listeners, payloads
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
 from tests.net.brokers import RunningBroker, running_broker
@@ -29,20 +31,55 @@ def broker() -> Iterator[RunningBroker]:
         yield one
 
 
+@contextmanager
+def stopped(broker: RunningBroker) -> Iterator[None]:
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+
+def test_above_the_limit_of_open_calls_every_way_to_call_is_busy() -> None:
+    with running_broker("--ttl", "60") as broker, Worker("caller", broker.url) as worker:
+        with stopped(broker):
+            futures = [worker.submit("engine::ping", at) for at in range(OPEN_CALLS_MAX)]
+            refused = worker.submit("engine::ping")
+            assert isinstance(refused.exception(PATIENCE_S), Busy)
+            for ask in (worker.call, worker.send):
+                with pytest.raises(Busy):
+                    ask("engine::ping")
+        assert [future.result(PATIENCE_S) for future in futures] == list(range(OPEN_CALLS_MAX))
+        assert worker.call("engine::ping", 1) == 1
+
+
+def test_above_the_limit_of_open_calls_every_way_to_call_of_an_async_worker_is_busy() -> None:
+    async def main(broker: RunningBroker) -> None:
+        async with AsyncWorker("caller", broker.url) as worker:
+            with stopped(broker):
+                futures = [worker.submit("engine::ping", at) for at in range(OPEN_CALLS_MAX)]
+                with pytest.raises(Busy):
+                    worker.submit("engine::ping")
+                for ask in (worker.call, worker.send):
+                    with pytest.raises(Busy):
+                        await ask("engine::ping")
+            assert await asyncio.gather(*futures) == list(range(OPEN_CALLS_MAX))
+
+    with running_broker("--ttl", "60") as broker:
+        asyncio.run(main(broker))
+
+
 def test_sends_that_a_stopped_broker_does_not_read_are_limited_and_go_on_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # All of them were kept by the worker's own socket, however many they were.
     monkeypatch.setattr(sends, "SENDS_MAX", 200)
     with running_broker("--ttl", "60") as broker, Worker("sender", broker.url) as worker:
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
+        with stopped(broker):
             for at in range(200):
                 worker.send("engine::ping", at)
             with pytest.raises(Busy):
                 worker.send("engine::ping")
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
         assert worker.call("engine::ping", 1) == 1
         worker.send("engine::ping")
         assert worker.counters["calls_refused"] == 1
