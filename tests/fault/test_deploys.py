@@ -376,6 +376,7 @@ def test_a_drain_ends_what_runs_and_what_waits_and_new_calls_go_elsewhere(kind: 
         Worker("stayer", broker.url) as stayer,
     ):
         connected(leaver)
+        caller.wait_for("drain::held", timeout=PATIENCE_S)  # it may hear later of the leaver than the leaver itself
         leaver_id = next(one.id for one in caller.workers.values() if one.name == "leaver")
         held = [caller.submit("drain::held", number, worker=leaver_id) for number in range(6)]
         until(lambda: caller.call("engine::status")["counters"]["calls_queued"] == 4)

@@ -194,7 +194,8 @@ def test_a_started_worker_has_everything_registered_and_serves(make: Callable[..
     assert provider.workers[provider.id].functions == ("join::echo",)  # type: ignore[index]
     with make("caller") as caller:
         assert caller.call("join::echo", {"x": [1, b"2", None]}) == {"x": [1, b"2", None]}
-        assert caller.digest == provider.digest or caller.position != provider.position
+        until(lambda: caller.position == provider.position)
+        assert caller.digest == provider.digest
 
 
 def test_a_worker_over_ipc(tmp_path: Path) -> None:
@@ -760,7 +761,8 @@ def test_after_a_restart_of_the_broker_all_is_as_before(number: int) -> None:
         first.process.wait(5)
         waiting = caller.submit("again::f1", "patient")
         with running_broker(*QUICK, url=served):
-            assert waiting.result(5) in ("patient",) if not waiting.exception(5) else True
+            error = waiting.exception(5)
+            assert isinstance(error, NoProvider) or waiting.result() == "patient"  # who comes back first is left open
             caller.wait_for(*[f"again::f{i}" for i in range(50)], timeout=5)
             until(lambda: caller.position.epoch != epoch and len(caller.workers) == 2 and len(caller.functions) == 51)
             assert caller.call("again::f7", 7) == 7
