@@ -75,7 +75,7 @@ class CallbackQueue:
             except BaseException as error:  # the worker, and this thread, are not the callback's to end
                 if forks.count != born_in:
                     end_child(error)
-                log.exception("a callback failed")
+                log.exception("the callback %r failed", getattr(run, "__qualname__", run))
             if forks.count != born_in:
                 end_child(None)
         with self._lock:

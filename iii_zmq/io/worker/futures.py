@@ -79,8 +79,8 @@ class CallFuture(Future[Any]):
 
     def _invoke_callbacks(self) -> None:
         """Future calls this in whichever thread ends it: no place for the code of users."""
-        if self._done_callbacks:
-            self._driver.callbacks.put(lambda _: super(CallFuture, self)._invoke_callbacks(), None)  # type: ignore[misc]
+        for callback in self._done_callbacks:
+            self._driver.callbacks.put(callback, self)
 
     def end(self, outcome: CallOutcome) -> None:
         """Called by the driver."""
