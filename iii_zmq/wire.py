@@ -714,13 +714,12 @@ FIELDS: Final[dict[type[Any], tuple[Any, ...]]] = {message: types for _, message
 _NO_FIELDS: Final = b"\x90"
 _SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
 _known_headers: Final[dict[bytes, Call]] = {}  # what was in them, in a Call without a payload
-_packed_headers: Final[dict[tuple[str, str, int, str, int, int], bytes]] = {}  # and the other way
-_KNOWN_COUNT: Final = 1024  # in each table: a program calls a few functions with a few timeouts; then it begins anew
-_KNOWN_BYTES: Final = 512  # of a header: two ids take some hundred, and the tables half a megabyte at most
+_KNOWN_COUNT: Final = 1024  # in that table: a program calls a few functions with a few timeouts; then it begins anew
+_KNOWN_BYTES: Final = 512  # of a header: two ids take some hundred, and the table half a megabyte at most
 _SIX: Final = 0x96  # how an array of six begins
 _QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
-RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
-SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
+_RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
+_SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not acknowledged
 
 
@@ -763,7 +762,7 @@ def encode(message: Message) -> tuple[bytes, Payload | None]:
         payload = message.payload
         if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
             return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
-        return b"".join((SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
+        return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
     if isinstance(message, Bundle):
         header = pack(message.frames)
         return _pack_prefix(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
@@ -787,15 +786,7 @@ def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tu
 
 
 def _call_header(call: Call) -> bytes:
-    fields = (call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence)
-    header = _packed_headers.get(fields)
-    if header is None:
-        header = pack(fields)
-        if len(_packed_headers) >= _KNOWN_COUNT:
-            _packed_headers.clear()
-        if len(header) <= _KNOWN_BYTES:
-            _packed_headers[fields] = header
-    return header
+    return pack((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
@@ -812,8 +803,8 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
 
     `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
     """
-    if frame[:8] == SMALL_RESULT and payload is None and RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
-        return Result(_from_bytes(frame[8:16], "big"), frame[RESULT_BYTES:])
+    if frame[:8] == _SMALL_RESULT and payload is None and _RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
+        return Result(_from_bytes(frame[8:16], "big"), frame[_RESULT_BYTES:])
     if payload is None and len(frame) > PREFIX.size and frame[:6] == _SMALL_CALL:
         end = PREFIX.size + (frame[6] << 8 | frame[7])
         known = _known_headers.get(frame[PREFIX.size : end])

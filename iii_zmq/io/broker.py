@@ -15,11 +15,10 @@ import gc
 import logging
 import os
 import secrets
-import select
 import socket as stdlib_socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import zmq
@@ -31,6 +30,7 @@ from ..core.broker.session import BROADCAST, EVERYONE, Malformed, Peer, Settings
 from ..core.bundles import by_peer, packed
 from ..errors import ProtocolError
 from . import addresses, sockets
+from .edge import Edge, Edges
 
 log = logging.getLogger("iii_zmq.broker")
 
@@ -53,17 +53,12 @@ DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and co
 ALONE_S: Final = 0.002  # after a message the ROUTER alone may be waited for so long: so late may all else be noticed
 TALK_S: Final = 0.001  # messages that follow each other so soon, one at a time, are a conversation,
 TALKS_MIN: Final = 4  # if there are so many: who dies after a single call is not to be noticed later for it
-# Of one wait in it. Longer than a tick of the kernel's clock (4 ms): a timer that is due before the next tick is set in
-# hardware, which on a virtual machine costs 5 us a wait.
-ALONE_MS: Final = 5
 AT_ONCE_S: Final = 0.000_01  # a receive that took less did not wait: more may have come with its message
 UNDRAINED_TURNS_MAX: Final = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE_NOBLOCK: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _RCVMORE: Final = int(zmq.RCVMORE)
-_EVENTS: Final = int(zmq.EVENTS)
-_POLLIN: Final = int(zmq.POLLIN)
 _MONITOR_EVENT = struct.Struct("=HI")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
 _clock: Final = time.monotonic
@@ -84,26 +79,22 @@ class Broker:
         )
         self._context = sockets.new_context()
         ttl_ms = round(ttl_s * 1000)
-        self._router = sockets.router(self._context, ttl_ms)
-        self._router.setsockopt(zmq.RCVTIMEO, ALONE_MS)
-        self._xpub = sockets.xpub(self._context, round(heartbeat_s * 1000), ttl_ms)
+        self._router = Edge(sockets.router(self._context, ttl_ms))
+        self._xpub = Edge(sockets.xpub(self._context, round(heartbeat_s * 1000), ttl_ms))
+        self._monitors = [
+            Edge(sockets.monitor(self._context, each.socket, sockets.ARRIVALS)) for each in (self._router, self._xpub)
+        ]
         self._wake_in, self._wake_out = stdlib_socket.socketpair()
         self._wake_in.setblocking(False)
+        self._edges = Edges([self._router, self._xpub, *self._monitors], self._wake_in.fileno())
         self._locks: list[int] = []
         self._lost: dict[bytes, None] = {}  # topics unsubscribed, to be told once the ROUTER was read empty
         self._undelivered: list[tuple[Peer, Undelivered]] = []
         self._undrained_turns = 0
-        self._router_fd = int(self._router.getsockopt(zmq.FD))
-        self._xpub_fd = int(self._xpub.getsockopt(zmq.FD))
-        self._monitors = [sockets.monitor(self._context, one, sockets.ARRIVALS) for one in (self._router, self._xpub)]
-        monitor_fds = [int(one.getsockopt(zmq.FD)) for one in self._monitors]
-        self._router_may_hold = self._xpub_may_hold = self._monitors_may_hold = True
-        self._router_touched = False
         self._alone_until = 0.0
         self._talks = 0  # messages of the conversation so far
         self._talked_at = 0.0
-        self._unskipped: set[zmq.Socket[bytes]] = set()  # in the middle of a message whose rest is dropped
-        self._poll = _poll_of(self._router_fd, self._xpub_fd, self._wake_in.fileno(), *monitor_fds)
+        self._unskipped: set[Edge] = set()  # in the middle of a message whose rest is dropped
         self._stopping = False
         self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
         self._turn_window_until = 0.0
@@ -123,8 +114,8 @@ class Broker:
     def bind(self) -> None:
         """Takes both addresses. Raises: addresses.AddressInUse, ValueError for what is no address, OSError."""
         self._settings.sessions_max = max(1, (sockets.raise_descriptor_limit() - DESCRIPTORS_SPARE) // 2)
-        self.url = addresses.bind(self._router, self.url, self._locks)
-        self.stream_url = addresses.bind(self._xpub, self.stream_url, self._locks)
+        self.url = addresses.bind(self._router.socket, self.url, self._locks)
+        self.stream_url = addresses.bind(self._xpub.socket, self.stream_url, self._locks)
         self._settings.stream_url = addresses.advertised(self.stream_url, self._advertised)
 
     def run(self) -> None:
@@ -138,7 +129,7 @@ class Broker:
                 if _clock() < self._alone_until:
                     self._turn_alone()
                 else:
-                    self._turn(self._poll(self._wait_ms()))
+                    self._turn()
             log.info("closing, with %d workers here", len(self.core.registry.workers))
             self.core.close()
             self._send_outbox()
@@ -157,10 +148,10 @@ class Broker:
     def close(self) -> None:
         """Closes the sockets after what was sent has had LINGER_MS to leave."""
         for each in (self._router, self._xpub):
-            each.disable_monitor()
-            each.close()
+            each.socket.disable_monitor()
+            each.socket.close()
         for monitor in self._monitors:
-            monitor.close()
+            monitor.socket.close()
         self._wake_in.close()
         self._wake_out.close()
         self._context.term()
@@ -169,31 +160,31 @@ class Broker:
         self._locks.clear()
 
     # -- one turn ------------------------------------------------------------------------------------------------------
-    # Waiting on the sockets' own descriptors instead of in zmq_poll saves some 20 system calls a call. The price: such
-    # a descriptor tells of news once, and any use of the socket may take them in. So a socket that was touched is asked
-    # again before the next wait: the ROUTER for its EVENTS, the XPUB (it is touched rarely) by reading it.
     # In a conversation, with one message at a time, a receive that waits saves another two polls a message.
 
     def _wait_ms(self) -> int:
-        if self._router_may_hold or self._xpub_may_hold or self._lost or self._undelivered or self._monitors_may_hold:
+        if self._edges.may_hold() or self._lost or self._undelivered:
             return 0
         wait_s = self.core.next_deadline() - _clock()
         return max(0, -int(-wait_s * 1000 // 1))  # rounded up: a timer that is early by a fraction would spin
 
-    def _turn(self, ready: list[tuple[int, int]]) -> None:
+    def _turn(self) -> None:
+        router = self._router
+        backlog = router.may_hold()
+        if self._edges.wait(self._wait_ms()):
+            self._wake_in.recv(4096)
         began = _clock()
-        backlog = self._router_may_hold
-        self._hear(ready)
-        if self._monitors_may_hold:
-            self._count_strangers()
+        for monitor in self._monitors:
+            if monitor.is_told:
+                self._count_strangers(monitor)
         if began >= self._look_at:
             self._look_at = began + LOOK_S
             self._debug = log.isEnabledFor(logging.DEBUG)
             self._look_at_descriptors()
-        if self._xpub_may_hold:
+        if self._xpub.may_hold():
             self._read_subscriptions(began)
         bad_news = bool(self._lost or self._undelivered)
-        if self._router_may_hold or bad_news:
+        if bad_news or router.may_hold():
             self._read_router(began, BURST_MAX if backlog or bad_news else 1)
         if bad_news:
             self._tell_bad_news(began)
@@ -202,28 +193,19 @@ class Broker:
         if self.core.news:
             self._tell_log()
         ended = _clock()
-        if self._router_touched:
-            self._router_touched = False
-            if backlog or bad_news or self._xpub_may_hold or self._unskipped:
-                self._router_may_hold = self._router_is_readable()
-            else:
-                self._talks = self._talks + 1 if began - self._talked_at < TALK_S else 0
-                self._talked_at = began
-                if self._talks < TALKS_MIN:
-                    self._router_may_hold = self._router_is_readable()
-                else:
-                    self._alone_until = min(ended + ALONE_S, self.core.next_deadline() - ALONE_MS / 1000)
-                    self._router_may_hold = True  # to be asked again when that is over
+        if router.is_touched and not (backlog or bad_news or self._xpub.is_touched or self._unskipped):
+            self._talks = self._talks + 1 if began - self._talked_at < TALK_S else 0
+            self._talked_at = began
+            if self._talks >= TALKS_MIN:
+                self._alone_until = min(ended + ALONE_S, self.core.next_deadline() - sockets.ALONE_MS / 1000)
         self._note_turn(began, ended - began)
 
     def _turn_alone(self) -> None:
         """One message of the ROUTER's, if one comes within ALONE_MS. Nothing else is looked at."""
         asked_at = _clock()
-        try:
-            peer = self._router.recv(0)
-        except zmq.Again:
+        peer = self._router.recv_alone()
+        if peer is None:
             self._alone_until = 0.0
-            self._router_may_hold = False
             return
         began = _clock()
         self._take(peer, self._read_message(), began)
@@ -231,40 +213,26 @@ class Broker:
         self.core.tick(began)
         self._send_outbox()
         self._talked_at = began
-        if began - asked_at < AT_ONCE_S or self._xpub_may_hold or self._undelivered or self._unskipped:
+        if began - asked_at < AT_ONCE_S or self._xpub.is_touched or self._undelivered or self._unskipped:
             self._alone_until = 0.0
         if self.core.news:
             self._tell_log()
         self._note_turn(began, _clock() - began)
 
-    def _hear(self, ready: list[tuple[int, int]]) -> None:
-        for descriptor, _ in ready:
-            if descriptor == self._router_fd:
-                self._router_may_hold = True
-            elif descriptor == self._xpub_fd:
-                self._xpub_may_hold = True
-            elif descriptor == self._wake_in.fileno():
-                self._wake_in.recv(4096)
-            else:
-                self._monitors_may_hold = True
-
-    def _count_strangers(self) -> None:
+    def _count_strangers(self, monitor: Edge) -> None:
         """Connections that were accepted, less those whose handshake was completed. A worker's is one for a moment."""
-        self._monitors_may_hold = False
-        for monitor in self._monitors:
-            try:
-                for _ in range(BURST_MAX):
-                    event, _ = _MONITOR_EVENT.unpack(monitor.recv(_NOBLOCK))
-                    monitor.recv(_NOBLOCK)  # the address, a frame of its own
-                    self.core.gauges["strangers"] += 1 if event == _ACCEPTED else -1
-                self._monitors_may_hold = True
-            except zmq.Again:
-                pass
+        for _ in range(BURST_MAX):
+            frame = monitor.recv()
+            if frame is None:
+                return
+            event, _ = _MONITOR_EVENT.unpack(frame)
+            monitor.socket.recv(_NOBLOCK)  # the address, a frame of its own
+            self.core.gauges["strangers"] += 1 if event == _ACCEPTED else -1
 
     def _look_at_descriptors(self) -> None:
         """Without a free descriptor libzmq accepts nobody, and says nothing: newcomers wait in the system's queue."""
         try:
-            os.close(os.dup(self._xpub_fd))
+            os.close(os.dup(self._xpub.fd))
         except OSError:
             self.core.gauges["descriptors_lacking"] += 1
             if not self._lacks_descriptors:
@@ -277,17 +245,16 @@ class Broker:
 
     def _read_subscriptions(self, now: float) -> None:
         """Presences heard are told at once; presences lost wait until the ROUTER was read empty."""
-        if self._unskipped and not self._skip_rest(self._xpub):
+        xpub = self._xpub
+        if self._unskipped and not self._skip_rest(xpub):
             return
         for _ in range(BURST_MAX):
-            try:
-                frame = self._xpub.recv(_NOBLOCK)
-            except zmq.Again:
-                self._xpub_may_hold = False
+            frame = xpub.recv()
+            if frame is None:
                 return
-            if self._xpub.getsockopt(_RCVMORE):
+            if xpub.socket.getsockopt(_RCVMORE):
                 self.core.receive(EVERYONE, self._malformed("more than one frame"), now)
-                if not self._skip_rest(self._xpub):
+                if not self._skip_rest(xpub):
                     return
             elif frame[:1] == b"\x01":
                 self._lost.pop(frame[1:], None)  # lost and heard again: a loss told later would count for good
@@ -298,45 +265,37 @@ class Broker:
                 self.core.receive(EVERYONE, self._malformed("not a subscription"), now)
 
     def _read_router(self, now: float, burst: int) -> None:
-        """Reads at most `burst` messages; `_router_may_hold` tells whether something may be left.
+        """Reads at most `burst` messages.
 
         While there is no backlog one message is read a turn, and what follows from it is sent before asking for more.
         """
         router = self._router
-        self._router_touched = True
         if self._unskipped and not self._skip_rest(router):
             return
-        try:
-            while burst > 0:
-                peer = router.recv(_NOBLOCK)
-                burst -= self._take(peer, self._read_message(), now)
-                if self._unskipped:
+        while burst > 0:
+            peer = router.recv()
+            if peer is None:
+                return
+            burst -= self._take(peer, self._read_message(), now)
+            if self._unskipped:
+                return
+            if self._is_heavy:
+                self._is_heavy = False
+                if not self._lost and not self._undelivered:  # these wait for the ROUTER to be empty
                     return
-                if self._is_heavy:
-                    self._is_heavy = False
-                    if not self._lost and not self._undelivered:  # these wait for the ROUTER to be empty
-                        return
-                if burst > 0 and not self._router_is_readable():  # asking costs 1 us, an Again 3
-                    self._router_may_hold = False
-                    return
-                if _clock() - now > BURST_S:
-                    return
-        except zmq.Again:
-            self._router_may_hold = False
-
-    def _router_is_readable(self) -> bool:
-        return self._router.getsockopt(_EVENTS) & _POLLIN != 0  # type: ignore[operator]  # an int, for this option
+            if (burst > 0 and not router.may_hold()) or _clock() - now > BURST_S:
+                return
 
     def _read_message(self) -> wire.Message | Malformed:
         """What stands behind the address: one frame, two or three with a large payload; all else is malformed."""
-        router = self._router
+        router = self._router.socket
         frame = router.recv(_NOBLOCK)
         payload: wire.Payload | None = None
         if router.getsockopt(_RCVMORE):
             self._is_heavy = True
             payload = sockets.receive_payload(router)
             if router.getsockopt(_RCVMORE):
-                self._skip_rest(router)
+                self._skip_rest(self._router)
                 return self._malformed("more than three frames")
         return self._decoded(frame, payload)
 
@@ -370,20 +329,21 @@ class Broker:
             self._complain_at, self._complaints_held_back = now + COMPLAIN_S, 0
         return Malformed(text, heading)
 
-    def _skip_rest(self, socket: zmq.Socket[bytes]) -> bool:
+    def _skip_rest(self, edge: Edge) -> bool:
         """Whether the message is over. Of a longer one the rest waits for the next turn: it may have a million frames,
         and what is left of it must not be read as a message of its own."""
+        edge.touched()
         for _ in range(SKIPPED_MAX):
-            if not socket.getsockopt(_RCVMORE):
-                self._unskipped.discard(socket)
+            if not edge.socket.getsockopt(_RCVMORE):
+                self._unskipped.discard(edge)
                 return True
-            socket.recv(_NOBLOCK)
-        self._unskipped.add(socket)
+            edge.socket.recv(_NOBLOCK)
+        self._unskipped.add(edge)
         return False
 
     def _tell_bad_news(self, now: float) -> None:
         self._undrained_turns += 1
-        if self._router_may_hold and self._undrained_turns < UNDRAINED_TURNS_MAX:
+        if self._undrained_turns < UNDRAINED_TURNS_MAX and self._router.may_hold():
             return
         self._undrained_turns = 0
         lost, self._lost = self._lost, {}
@@ -392,7 +352,7 @@ class Broker:
             self.core.receive(EVERYONE, Unsubscribed(topic), now)
         for peer, event in undelivered:
             self.core.receive(peer, event, now)
-        self._router.getsockopt(_EVENTS)  # lets libzmq see ends of connections before the next probe is sent
+        self._router.ask()  # so that libzmq sees ends of connections before the next probe is sent
 
     def _send_outbox(self) -> None:
         """The stream's messages go first, in their order: there is none between sockets."""
@@ -401,8 +361,8 @@ class Broker:
             if self._debug:
                 self._tell_message("to", to, message)
             if to is EVERYONE or to is BROADCAST:
-                self._xpub.send(to + wire.encode(message)[0], _NOBLOCK)
-                self._xpub_may_hold = True
+                self._xpub.touched()
+                self._xpub.socket.send(to + wire.encode(message)[0], _NOBLOCK)
             else:
                 controls.append((to, message))
         if len(controls) == 1:
@@ -417,8 +377,8 @@ class Broker:
 
     def _send(self, to: Peer, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         """To one peer; what can't be sent is told with the bad news."""
-        router = self._router
-        self._router_touched = True
+        self._router.touched()
+        router = self._router.socket
         try:
             router.send(to, _SNDMORE_NOBLOCK)
             if payload is None:
@@ -457,11 +417,3 @@ class Broker:
         recent_s = max(self._turn_window_s, self._turn_window_before_s)
         self.core.gauges["turn_max_ms"] = round(self._turn_max_s * 1000, 3)
         self.core.gauges["turn_recent_max_ms"] = round(recent_s * 1000, 3)
-
-
-def _poll_of(*descriptors: int) -> Callable[[int], list[tuple[int, int]]]:
-    """A function that waits for at most so many milliseconds and returns the readable descriptors with their events."""
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return poll.poll

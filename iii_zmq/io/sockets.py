@@ -33,6 +33,9 @@ RECONNECT_IVL_MAX_MS = 100
 CONNECT_TIMEOUT_MS = 2_000  # a machine that went takes nothing and refuses nothing; TCP itself would try for minutes,
 # at the address that the name had. Long enough for one lost SYN, which is sent again after 1 s.
 CONTEXT_DESCRIPTORS = 16  # free when a context is made: with 4 to 6 libzmq aborts, and a socket takes some more
+# How long a ROUTER or DEALER alone is waited for in a conversation. Longer than a tick of the kernel's clock (4 ms):
+# a timer that is due before the next tick is set in hardware, which on a virtual machine costs 5 us a wait.
+ALONE_MS = 5
 LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
 
 IO_ERRORS = (zmq.ZMQError, OSError)
@@ -85,6 +88,7 @@ def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[b
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer raises EHOSTUNREACH, a full pipe EAGAIN
     socket.setsockopt(zmq.SNDHWM, ROUTER_SNDHWM)
     socket.setsockopt(zmq.RCVHWM, ROUTER_RCVHWM)
+    socket.setsockopt(zmq.RCVTIMEO, ALONE_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.PAYLOAD_BYTES_MAX + wire.INLINE_BYTES_MAX)
     _listening(socket, ttl_ms)
     return socket
@@ -117,6 +121,7 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: i
     """A worker's control and call socket, not connected yet."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and sends, and by the broker's credit
+    socket.setsockopt(zmq.RCVTIMEO, ALONE_MS)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is away: no replay to the next one
     _connecting(socket, heartbeat_ms, ttl_ms)
     return socket

@@ -729,12 +729,3 @@ def test_known_headers_are_limited() -> None:
         assert len(wire._known_headers) <= wire._KNOWN_COUNT
     assert wire.decode(call_frame(1, long)) == wire.decode(call_frame(1, long))
     assert sum(map(len, wire._known_headers)) <= wire._KNOWN_COUNT * wire._KNOWN_BYTES
-
-
-def test_headers_that_were_packed_are_limited() -> None:
-    for at in range(wire._KNOWN_COUNT + 10):
-        frame = call_frame(1, f"packed::header{at}")
-        assert wire.decode(frame) == wire.decode(call_frame(1, f"packed::header{at}"))
-        assert len(wire._packed_headers) <= wire._KNOWN_COUNT
-    call_frame(1, "long::" + "x" * 600)
-    assert max(map(len, wire._packed_headers.values())) <= wire._KNOWN_BYTES

@@ -988,16 +988,6 @@ def test_a_large_result_is_acknowledged_also_when_nobody_waits_for_it(joined: Pl
     assert joined.sent() == [wire.Received(number, 0)] * 2
 
 
-def test_a_result_may_be_taken_by_who_waits_for_it(joined: Place) -> None:
-    number, other = joined.call(), joined.call()
-    assert joined.core.outgoing.pop_answered(number)
-    assert not joined.core.outgoing.pop_answered(number)
-    assert joined.core.outgoing.due < float("inf")
-    assert joined.core.outgoing.pop_answered(other)
-    assert joined.core.outgoing.due == float("inf")
-    assert joined.events() == []
-
-
 def test_failures_become_exceptions_once(joined: Place) -> None:
     number, other = joined.call(), joined.call()
     joined.hear(wire.Failure(number, errors.HANDLER_FAILED, "executed", "KeyError", "x"))

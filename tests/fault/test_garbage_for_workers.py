@@ -53,16 +53,17 @@ class MadBroker(plain("io.broker").Broker):  # type: ignore[misc]  # mypy can't 
         self._said.put((on_stream, list(frames)))
         self._wake_out.send(b"x")
 
-    def _turn(self, ready: list[tuple[int, int]]) -> None:
+    def _turn(self) -> None:
         while not self._said.empty():
             on_stream, frames = self._said.get()
             if on_stream:
-                self._xpub.send_multipart(frames)
+                self._xpub.socket.send_multipart(frames)
             else:
                 for peer in list(self.core._sessions.by_peer):
-                    self._router.send_multipart([peer, *frames])
-            self._router_may_hold = self._xpub_may_hold = True
-        super()._turn(ready)
+                    self._router.socket.send_multipart([peer, *frames])
+            self._router.touched()
+            self._xpub.touched()
+        super()._turn()
 
 
 class Madhouse:

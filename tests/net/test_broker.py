@@ -19,6 +19,7 @@ from iii_zmq import wire
 from iii_zmq.io import sockets
 from iii_zmq.io.addresses import AddressInUse, default_stream_url
 from iii_zmq.io.broker import Broker
+from iii_zmq.io.edge import Edge
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import NIL, RawPeer, raw_worker
 from tests.plain import plain
@@ -141,7 +142,7 @@ def test_a_large_message_is_passed_on_before_the_next_is_read() -> None:
     here, there = broker._context.socket(zmq.PAIR), broker._context.socket(zmq.PAIR)
     here.bind("inproc://burst")
     there.connect("inproc://burst")
-    router, broker._router = broker._router, here
+    router, broker._router = broker._router, Edge(here)
     for number, payload in enumerate([b"1", b"2", bytes(100_000), bytes(100_000), b"3"]):
         frame, attached = wire.encode(wire.Result(number, payload))
         there.send_multipart([b"peer", frame] if attached is None else [b"peer", frame, bytes(attached)])

@@ -34,6 +34,7 @@ from iii_zmq import (
 )
 from iii_zmq.core.worker.events import RunCall
 from iii_zmq.io import sockets
+from iii_zmq.io.edge import Edge
 from iii_zmq.io.worker.handlers import Handlers
 from tests.net.brokers import RunningBroker, environment, free_url, running_broker
 from tests.plain import plain
@@ -159,7 +160,7 @@ def test_a_large_message_is_dealt_with_before_the_next_is_read() -> None:
     here.bind("inproc://burst")
     there.connect("inproc://burst")
     link = plain("io.worker.link").Link(core)
-    link._dealer = here
+    link._dealer = Edge(here)
     link._renew()
     for number, payload in enumerate([b"1", b"2", bytes(100_000), bytes(100_000), b"3"]):
         frame, attached = wire.encode(wire.Result(number, payload))

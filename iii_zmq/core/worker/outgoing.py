@@ -113,14 +113,6 @@ class Outgoing:
         if not self._sent and not self._waiting:
             self.due = math.inf
 
-    def pop_answered(self, number: int) -> bool:
-        """The Result of this very call is in the hands of who made it: no CallEnded. False when it is not open."""
-        if self._sent.pop(number, None) is None:
-            return False
-        if not self._sent and not self._waiting:
-            self.due = math.inf
-        return True
-
     def on_failure(self, failure: wire.Failure) -> None:
         if self._sent.pop(failure.number, None) is not None:
             text = failure.text or failure.code
