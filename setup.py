@@ -13,15 +13,14 @@ from typing import Any
 from setuptools import setup
 
 # Classes that users meet stay Python: they may be subclassed, pickled and looked into.
-PLAIN = {*glob("iii_zmq/core/**/__init__.py", recursive=True), "iii_zmq/core/worker/views.py"}
+PLAIN = {*glob("iii_zmq/**/__init__.py", recursive=True), "iii_zmq/core/worker/views.py"}
 # Of the shells, what a call passes through, but not what users meet, or what inherits from classes of Python's own.
 SHELLS = (
     "broker", "edge", "worker/async_driver", "worker/forks", "worker/handlers", "worker/link", "worker/payloads",
     "worker/sync_driver", "worker/waits",
 )  # fmt: skip
 COMPILED = [
-    "iii_zmq/wire.py",
-    *sorted(set(glob("iii_zmq/core/**/*.py", recursive=True)) - PLAIN),
+    *sorted({*glob("iii_zmq/wire/*.py"), *glob("iii_zmq/core/**/*.py", recursive=True)} - PLAIN),
     *(f"iii_zmq/io/{name}.py" for name in SHELLS),
 ]
 

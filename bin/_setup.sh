@@ -56,7 +56,7 @@ except ImportError: sys.exit(11)'
 # What bin/compile made is imported instead of its source, also of one that was changed since.
 setup_is_compiled_anew() {
     local made source
-    for made in "$root"/iii_zmq/*.so "$root"/iii_zmq/{core,io}/{,*/}*.so; do
+    for made in "$root"/iii_zmq/{,wire/,{core,io}/{,*/}}*.so; do
         source=${made##*/}
         source=${made%/*}/${source%%.*}.py
         [[ $source -nt $made ]] || continue

@@ -471,7 +471,7 @@ def test_what_does_not_belong_on_the_stream_is_refused_there() -> None:
 def test_a_brokers_header_may_be_larger_up_to_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = wire.encode_on_stream(wire.Deltas(0, "e", [bytes(2 * wire.CONTROL_BYTES_MAX)]))
     assert wire.decode_on_stream(frame)
-    monkeypatch.setattr(wire, "STREAM_BYTES_MAX", wire.CONTROL_BYTES_MAX)
+    monkeypatch.setattr(wire.codec, "STREAM_BYTES_MAX", wire.CONTROL_BYTES_MAX)
     refused(wire.decode_on_stream, frame, "header of 2097161 bytes")
 
 
@@ -724,8 +724,8 @@ def test_a_known_header_without_its_end_or_payload_is_not_taken(left: int) -> No
 
 def test_known_headers_are_limited() -> None:
     long = "long::" + "x" * 250
-    for at in range(wire._KNOWN_COUNT + 10):
+    for at in range(wire.codec._KNOWN_COUNT + 10):
         wire.decode(call_frame(1, f"known::header{at}"))
-        assert len(wire._known_headers) <= wire._KNOWN_COUNT
+        assert len(wire.codec._known_headers) <= wire.codec._KNOWN_COUNT
     assert wire.decode(call_frame(1, long)) == wire.decode(call_frame(1, long))
-    assert sum(map(len, wire._known_headers)) <= wire._KNOWN_COUNT * wire._KNOWN_BYTES
+    assert sum(map(len, wire.codec._known_headers)) <= wire.codec._KNOWN_COUNT * wire.codec._KNOWN_BYTES

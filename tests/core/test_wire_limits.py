@@ -105,7 +105,7 @@ def test_another_magic_is_refused_in_a_frame_that_is_right_otherwise() -> None:
 
 @pytest.mark.parametrize("attached", [False, True], ids=["inline", "as its own frame"])
 def test_a_payload_has_at_most_its_limit_wherever_it_travels(attached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "PAYLOAD_BYTES_MAX", 100)
+    monkeypatch.setattr(wire.codec, "PAYLOAD_BYTES_MAX", 100)
 
     def decode(payload: bytes) -> wire.Message:
         if attached:

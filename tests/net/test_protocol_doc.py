@@ -27,6 +27,7 @@ from iii_zmq.io import sockets
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
+MESSAGES = (ROOT / "iii_zmq" / "wire" / "messages.py").read_text()
 FIELD_TYPES: dict[str, Any] = {
     "str": str, "bin": bytes, "int": int, "bool": bool, "array of str": wire.STRINGS, "array of bin": wire.BYTES_LIST,
     "array of [int, str, str]": wire.REFUSALS,
@@ -81,6 +82,13 @@ def hex_example(name: str) -> bytes:
 
 def test_the_kinds_are_those_of_the_wire() -> None:
     assert [(int(row[0]), row[1]) for row in table("Kind")] == [(wire.KIND[one], one.__name__) for one in wire.MESSAGES]
+
+
+def test_the_page_in_the_source_names_the_same_kinds_and_ways() -> None:
+    page = re.findall(r"^ +(\d+)   (\w+) .*?(control|stream)(, stream)?", MESSAGES, re.MULTILINE)
+    assert [(kind, name, over + more) for kind, name, over, more in page] == [
+        (row[0], row[1], row[4]) for row in table("Kind")
+    ]
 
 
 def test_senders_and_ways_are_those_of_the_wire() -> None:

@@ -1,0 +1,423 @@
+"""Messages and payloads as bytes: `encode` and `decode`, `pack` and `unpack`.
+
+Decoding is strict about what it knows and lenient about what it does not: unknown trailing fields are ignored (that
+is how the protocol grows), everything else that is not exactly a message raises `ProtocolError`, and nothing else does.
+No dict passes `decode`: what users put into metadata and schemas travels as packed bytes inside rows and entries.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Any, Final
+
+import msgpack
+
+from ..errors import FATES, ProtocolError
+from .messages import (
+    BUNDLE_BYTES_MAX,
+    BUNDLE_MAX,
+    BYTES_LIST,
+    CONTAINERS_MAX,
+    CONTROL_BYTES_MAX,
+    DIGEST_BYTES,
+    FIELDS,
+    INLINE_BYTES_MAX,
+    INT_MAX,
+    KIND,
+    KINDS,
+    LARGE_BYTES,
+    MAGIC,
+    MESSAGES,
+    METADATA_BYTES_MAX,
+    NAME_CHARS_MAX,
+    PAYLOAD_BYTES_MAX,
+    PREFIX,
+    REFUSALS,
+    SNAPSHOT_TOPIC,
+    STREAM_BYTES_MAX,
+    STREAM_TOPIC,
+    STRINGS,
+    TOKEN_BYTES,
+    VERSION,
+    Ack,
+    Beacon,
+    Bundle,
+    Call,
+    Closing,
+    Deltas,
+    Failure,
+    Hello,
+    Message,
+    OnStream,
+    Payload,
+    Refuse,
+    Replay,
+    Result,
+    Snapshot,
+    Split,
+    Welcome,
+)
+
+COMPILED = not __file__.endswith(".py")  # to C, with all of core/: see setup.py
+
+_pack_prefix: Final = PREFIX.pack
+_unpack_prefix: Final = PREFIX.unpack_from
+_unpackb: Final = msgpack.unpackb
+_from_bytes: Final = int.from_bytes
+_LONG = struct.Struct(">BI")  # the head of a bin or str of more than 65,535 bytes
+_BIN32, _STR32 = 0xC6, 0xDB
+_NO_FIELDS: Final = b"\x90"
+_SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
+_known_headers: Final[dict[bytes, Call]] = {}  # what was in them, in a Call without a payload
+_KNOWN_COUNT: Final = 1024  # in that table: a program calls a few functions with a few timeouts; then it begins anew
+_KNOWN_BYTES: Final = 512  # of a header: two ids take some hundred, and the table half a megabyte at most
+_SIX: Final = 0x96  # how an array of six begins
+_QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
+_RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
+_SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
+
+
+# -- encode ------------------------------------------------------------------------------------------------------------
+
+
+# Packers that nobody uses just then: making one takes longer than packing with it. Taken out and put back, because what
+# a user's object does while it is packed may come to pack another one, or let another thread do so.
+_packers: Final[list[msgpack.Packer]] = []
+
+
+def pack(value: Any) -> bytes:
+    """One msgpack value. Raises: TypeError, ValueError, OverflowError for what msgpack can't carry."""
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(use_bin_type=True, buf_size=2 * LARGE_BYTES)
+    packed: bytes = packer.pack(value)
+    if len(packed) <= LARGE_BYTES:  # its buffer never shrinks
+        _packers.append(packer)
+    return packed
+
+
+def pack_payload(value: Any) -> bytes | Split:
+    """As `pack`; long bytes and strings are not copied to stand behind their five bytes of head."""
+    kind = type(value)
+    if (kind is bytes or kind is str or kind is bytearray) and len(value) > INLINE_BYTES_MAX:
+        rest: bytes = value.encode() if kind is str else bytes(value)  # the same object, if it is one of bytes
+        if len(rest) >> 32 == 0:  # pragma: no branch  # msgpack itself refuses what is longer
+            return Split(_LONG.pack(_STR32 if kind is str else _BIN32, len(rest)), rest)
+    return pack(value)
+
+
+def encode(message: Message) -> tuple[bytes, Payload | None]:
+    """The first frame, and the payload where it travels in frames of its own."""
+    if isinstance(message, Call):
+        header = message.header or _call_header(message)
+        return _with_payload(KIND[Call], message.number, header, message.payload)
+    if isinstance(message, Result):
+        payload = message.payload
+        if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
+            return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
+        return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
+    if isinstance(message, Bundle):
+        header = pack(message.frames)
+        return _pack_prefix(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
+    header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
+    version = message.version if isinstance(message, Refuse) else VERSION
+    return _pack_prefix(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
+
+
+def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
+    """The one frame of a stream message: the topic, then the message."""
+    return topic + encode(message)[0]
+
+
+def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tuple[bytes, Payload | None]:
+    prefix = _pack_prefix(MAGIC, VERSION, kind, len(header), number)
+    if len(payload) > INLINE_BYTES_MAX:
+        return prefix + header, payload
+    if isinstance(payload, Split):
+        payload = bytes(payload)
+    return b"".join((prefix, header, payload)), None
+
+
+def _call_header(call: Call) -> bytes:
+    return pack((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
+
+
+_FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
+    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(FIELDS[message])]
+    for message in MESSAGES
+}
+
+
+# -- decode ------------------------------------------------------------------------------------------------------------
+
+
+def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
+    """The message in `frame`, with `payload` if there were further frames. Raises: ProtocolError, and nothing else.
+
+    `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
+    """
+    if frame[:8] == _SMALL_RESULT and payload is None and _RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
+        return Result(_from_bytes(frame[8:16], "big"), frame[_RESULT_BYTES:])
+    if payload is None and len(frame) > PREFIX.size and frame[:6] == _SMALL_CALL:
+        end = PREFIX.size + (frame[6] << 8 | frame[7])
+        known = _known_headers.get(frame[PREFIX.size : end])
+        if known is not None and end < len(frame) <= PAYLOAD_BYTES_MAX:
+            return known.again(_from_bytes(frame[8:16], "big"), frame[end:])
+    if len(frame) < PREFIX.size:
+        raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
+    header_bytes: int
+    number: int
+    magic, version, kind, header_bytes, number = _unpack_prefix(frame)
+    if magic != MAGIC or version != VERSION:
+        raise ProtocolError(f"magic {magic!r} version {version}; expected {MAGIC!r} version {VERSION}")
+    message = KINDS.get(kind)
+    if message is None:
+        raise ProtocolError(f"unknown kind {kind}")
+    body = PREFIX.size + header_bytes
+    header = frame[PREFIX.size : body]
+    if body > len(frame) or header_bytes > LARGE_BYTES:
+        _check_large(header_bytes, header, len(frame), header_bytes_max)
+    if message is Call and payload is None and body < len(frame) <= PAYLOAD_BYTES_MAX:
+        call = _small_call(number, header, frame[body:])
+        if call is not None:
+            _remember(call)
+            return call
+    fields = _header_fields(message, header)
+    if message is Call or message is Result:
+        return _decode_with_payload(message, number, header, fields, frame[body:], payload)
+    if payload is not None or body != len(frame):
+        raise ProtocolError(f"{message.__name__} carries no payload")
+    if message is Ack:
+        fields[2] = [tuple(refusal) for refusal in fields[2]]
+    check = _CHECKS.get(message)
+    decoded: Message = message(number, *fields)
+    if check is not None:
+        check(decoded)
+    return decoded
+
+
+@dataclass(slots=True, frozen=True)
+class Heading:
+    """What the prefix of a frame says: the same 16 bytes in every version."""
+
+    version: int
+    kind: int
+    number: int
+
+
+def read_heading(frame: bytes) -> Heading | None:
+    """For a frame that `decode` refused: whether its sender at least means this protocol, and what it wanted."""
+    if len(frame) < PREFIX.size or not frame.startswith(MAGIC):
+        return None
+    _, version, kind, _, number = _unpack_prefix(frame)
+    return Heading(version, kind, number)
+
+
+def decode_on_stream(frame: bytes) -> OnStream:
+    """The message behind the topic of a stream frame. Raises: ProtocolError."""
+    topic_bytes = len(SNAPSHOT_TOPIC) if frame.startswith(SNAPSHOT_TOPIC) else len(STREAM_TOPIC)
+    message = decode(frame[topic_bytes:], header_bytes_max=STREAM_BYTES_MAX)
+    if isinstance(message, (Deltas, Beacon, Closing, Snapshot, Replay)):
+        return message
+    raise ProtocolError(f"{type(message).__name__} does not belong on the stream")
+
+
+def unpack(data: Payload) -> Any:
+    """The value in a payload, as handlers and callers get it. Raises: ValueError when it is no msgpack value."""
+    try:
+        if isinstance(data, Split):
+            return _unpack_split(data)
+        return _unpackb(data, raw=False, strict_map_key=False)
+    except Exception as error:  # msgpack raises several unrelated kinds, and what ext types raise
+        raise ValueError(f"payload of {len(data)} bytes is no msgpack value: {error}") from error
+
+
+def _unpack_split(data: Split) -> Any:
+    """What `pack_payload` makes is taken with one copy, or none when it is bytes already."""
+    if len(data.head) == _LONG.size:
+        kind, size = _LONG.unpack(data.head)
+        if size == len(data.rest) and kind == _BIN32:
+            return bytes(data.rest)
+        if size == len(data.rest) and kind == _STR32:
+            return str(data.rest, "utf-8")
+    return _unpackb(bytes(data), raw=False, strict_map_key=False)
+
+
+def unpack_map(data: bytes) -> dict[Any, Any]:
+    """The map in a row's metadata. Raises: ProtocolError."""
+    try:
+        value = unpack(data)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if type(value) is not dict:
+        raise ProtocolError(f"metadata is {type(value).__name__}; expected a map")
+    return value
+
+
+def unpack_array(data: bytes) -> list[Any]:
+    try:
+        fields = _unpackb(data, raw=False, strict_map_key=False)
+    except Exception as error:  # as in `unpack`: on hostile bytes msgpack is not limited to ValueError
+        raise ProtocolError(f"no msgpack array: {type(error).__name__}") from error
+    if type(fields) is not list:
+        raise ProtocolError(f"{type(fields).__name__} where an array is expected")
+    return fields
+
+
+def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_bytes_max: int) -> None:
+    """Raises: ProtocolError for a header that is too long, or a bomb.
+
+    A megabyte of empty arrays takes 180 ms to unpack, and so does one of timestamps: ext types have no place in it.
+    """
+    if header_bytes > len(header) or header_bytes > header_bytes_max:
+        raise ProtocolError(f"header of {header_bytes} bytes in a frame of {frame_bytes}")
+    left = CONTAINERS_MAX
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ProtocolError(f"more than {CONTAINERS_MAX} containers")
+
+    try:
+        _unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
+    except Exception as error:  # as in `unpack`
+        text = str(error) if isinstance(error, ProtocolError) else f"no msgpack array: {type(error).__name__}"
+        raise ProtocolError(text) from error
+
+
+def _small_call(number: int, header: bytes, payload: bytes) -> Call | None:
+    """What the general way takes thrice as long for; None where that must look closer."""
+    if not header or header[0] != _SIX:
+        return None
+    try:
+        fields: list[Any] = _unpackb(header)
+    except Exception:  # no msgpack: see `unpack_array`
+        return None
+    function_id, caller, remaining_ms, target, flags, fence = (
+        fields[0], fields[1], fields[2], fields[3], fields[4], fields[5],
+    )  # fmt: skip
+    if (
+        type(function_id) is type(caller) is type(target) is str
+        and type(remaining_ms) is type(flags) is type(fence) is int
+        and 0 <= remaining_ms <= _QUICK_INT
+        and 0 <= flags <= _QUICK_INT
+        and 0 <= fence <= _QUICK_INT
+    ):
+        return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
+    return None
+
+
+def _remember(call: Call) -> None:
+    """The next call with this header takes a third of the time: a program calls a few functions again and again."""
+    if call.header is not None and len(call.header) <= _KNOWN_BYTES:
+        if len(_known_headers) >= _KNOWN_COUNT:
+            _known_headers.clear()
+        _known_headers[call.header] = call.again(0, b"")
+
+
+def _header_fields(message: type[Any], header: bytes) -> list[Any]:
+    if message is Result and header == _NO_FIELDS:
+        return []
+    fields = unpack_array(header)
+    types = FIELDS[message]
+    if len(fields) < len(types):
+        raise ProtocolError(f"{message.__name__} with {len(fields)} fields; expected {len(types)}")
+    if len(fields) > len(types):
+        del fields[len(types) :]
+    if not fits(fields, types):
+        raise ProtocolError(f"{message.__name__} has a field of a wrong type")
+    return fields
+
+
+def fits(fields: list[Any], types: tuple[Any, ...]) -> bool:
+    for at in range(len(types)):
+        value, expected = fields[at], types[at]
+        if type(value) is not expected and not _is_list(value, expected):
+            return False
+        if expected is int and not 0 <= value <= INT_MAX:
+            return False
+    return True
+
+
+def _is_list(value: Any, expected: Any) -> bool:
+    if type(value) is not list:
+        return False
+    if expected is BYTES_LIST:
+        return is_list_of(value, bytes)
+    if expected is STRINGS:
+        return is_list_of(value, str)
+    return bool(expected is REFUSALS) and all(
+        type(item) is list and len(item) == 3 and fits(item, (int, str, str)) for item in value
+    )
+
+
+def is_list_of(value: list[Any], item: type) -> bool:
+    return all(type(element) is item for element in value)
+
+
+def _decode_with_payload(
+    message: type[Any],
+    number: int,
+    header: bytes,
+    fields: list[Any],
+    inline: bytes,
+    attached: Payload | None,
+) -> Message:
+    payload: Payload = inline
+    if attached is not None:
+        if inline:
+            raise ProtocolError(f"{message.__name__} with two payloads")
+        payload = attached
+    if not payload:
+        raise ProtocolError(f"{message.__name__} without a payload")
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise ProtocolError(f"payload of {len(payload)} bytes; at most {PAYLOAD_BYTES_MAX}")
+    if message is Result:
+        return Result(number, payload)
+    function_id, caller, remaining_ms, target, flags, fence = fields
+    return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
+
+
+def _check_hello(hello: Hello) -> None:
+    if len(hello.metadata) > METADATA_BYTES_MAX:
+        raise ProtocolError(f"metadata of {len(hello.metadata)} bytes; at most {METADATA_BYTES_MAX}")
+    if len(hello.token) not in (0, TOKEN_BYTES) or len(hello.functions) not in (0, DIGEST_BYTES):
+        raise ProtocolError("a Hello's token and functions digest have 16 bytes or none")
+    if len(hello.name) > NAME_CHARS_MAX or len(hello.host) > 255:
+        raise ProtocolError("a Hello's name, host or capabilities are malformed")
+
+
+def _check_welcome(welcome: Welcome) -> None:
+    if len(welcome.token) != TOKEN_BYTES:
+        raise ProtocolError("a Welcome's token has 16 bytes")
+
+
+def _check_failure(failure: Failure) -> None:
+    if failure.fate not in FATES:
+        raise ProtocolError(f"a fate of {len(failure.fate)} characters that is none")
+
+
+def _check_digest(message: Snapshot | Beacon) -> None:
+    if len(message.digest) != DIGEST_BYTES:
+        raise ProtocolError(f"digest of {len(message.digest)} bytes; expected {DIGEST_BYTES}")
+
+
+def _check_bundle(bundle: Bundle) -> None:
+    size = sum(map(len, bundle.frames))
+    if len(bundle.frames) > BUNDLE_MAX or size > BUNDLE_BYTES_MAX:
+        raise ProtocolError(f"a Bundle of {len(bundle.frames)} messages and {size} bytes: too many")
+
+
+_CHECKS: dict[type[Any], Callable[[Any], None]] = {
+    Bundle: _check_bundle,
+    Hello: _check_hello,
+    Welcome: _check_welcome,
+    Failure: _check_failure,
+    Snapshot: _check_digest,
+    Beacon: _check_digest,
+}
