@@ -13,7 +13,8 @@ from iii_zmq.cli import payloads
 from iii_zmq.cli.exits import CommandError
 from iii_zmq.core.broker.admission import DEPTH_MAX, read_entry
 from iii_zmq.core.broker.session import EVERYONE, Malformed
-from iii_zmq.core.worker.core import COUNTERS, WorkerCore
+from iii_zmq.core.counters import WORKER_COUNTERS
+from iii_zmq.core.worker.core import WorkerCore
 from iii_zmq.core.worker.events import (
     BROKER,
     LINK,
@@ -378,7 +379,7 @@ class WorkerRun:
             else:
                 assert not isinstance(event, CallEnded), f"call {event.number} ended, and was not open"
         assert len(core.outgoing) <= max(OPEN_MAX, OPEN_CALLS_MAX)
-        assert set(core.counters) | set(core.replica.counters) <= set(COUNTERS)
+        assert set(core.counters) | set(core.replica.counters) <= set(WORKER_COUNTERS)
 
     def finish(self) -> None:
         """Whatever came before: in the end every call has had its outcome."""

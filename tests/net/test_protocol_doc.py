@@ -19,8 +19,11 @@ import zmq
 
 import iii_zmq.core
 from iii_zmq import errors, wire
-from iii_zmq.core.broker import engine, session
-from iii_zmq.core.worker import core, replica
+from iii_zmq.core.broker import engine
+from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.session import Settings
+from iii_zmq.core.counters import BROKER_COUNTERS, BROKER_GAUGES, WORKER_COUNTERS
+from iii_zmq.core.worker import replica
 from iii_zmq.core.worker.core import WorkerCore
 from iii_zmq.core.worker.membership import Profile
 from iii_zmq.io import sockets
@@ -180,17 +183,22 @@ def test_fates_and_reasons_and_flags_are_those_of_the_code() -> None:
 
 def test_reasons_of_a_sync_are_those_that_are_counted() -> None:
     told = next(row for row in table("Field", section("Sync")) if row[0] == "reason")[2]
-    counted = [one.removeprefix("syncs_") for one in session.COUNTERS if one.startswith("syncs_")]
+    counted = [one.removeprefix("syncs_") for one in BROKER_COUNTERS if one.startswith("syncs_")]
     assert told.replace("`", "").split(", ") == counted
 
 
-def test_counters_are_those_of_the_broker_in_their_order() -> None:
-    assert [row[0] for row in table("Counter")] == list(session.COUNTERS)
+@pytest.mark.parametrize(
+    ("head", "meanings"),
+    [("Counter", BROKER_COUNTERS), ("Gauge", BROKER_GAUGES), ("Worker's counter", WORKER_COUNTERS)],
+)
+def test_counters_mean_what_the_source_says_in_its_order(head: str, meanings: dict[str, str]) -> None:
+    assert [tuple(row) for row in table(head)] == list(meanings.items())
 
 
-def test_the_workers_counters_are_those_of_its_core_in_their_order() -> None:
-    assert [row[0] for row in table("Worker's counter")] == list(core.COUNTERS)
-    assert list(WorkerCore(Profile("w", "h", 1, "tcp://x:1"), random=lambda: 1.0).counted()) == list(core.COUNTERS)
+def test_both_cores_tell_these_counters() -> None:
+    core = BrokerCore("e", Settings(), new_token=lambda: TOKEN, new_id=lambda: WORKER_ID)
+    assert list(core.status(0.0)["counters"]) == [*BROKER_COUNTERS, *BROKER_GAUGES]
+    assert list(WorkerCore(Profile("w", "h", 1, "tcp://x:1"), random=lambda: 1.0).counted()) == list(WORKER_COUNTERS)
 
 
 def test_whatever_is_counted_is_told() -> None:
@@ -198,7 +206,7 @@ def test_whatever_is_counted_is_told() -> None:
     counted: set[str] = {f"syncs_{one}" for one in get_args(replica.Wanted)} | set(replica._COUNTERS.values())
     for path in [*(ROOT / "iii_zmq" / "core").rglob("*.py"), *(ROOT / "iii_zmq" / "io").rglob("*.py")]:
         counted |= set(re.findall(r'counters\["(\w+)"\] \+=', path.read_text()))
-    told = {*core.COUNTERS, *session.COUNTERS}
+    told = {*WORKER_COUNTERS, *BROKER_COUNTERS}
     assert counted - told == {"syncs_epoch"}  # a foreign epoch is answered by Hello, never by Sync
 
 

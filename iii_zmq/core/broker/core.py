@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from ... import errors, wire
 from ...errors import assert_never
-from ..counters import new_counters
+from ..counters import BROKER_COUNTERS, BROKER_GAUGES, new_counters
 from ..deadlines import Alarm
 from .answers import Answers
 from .attendance import Attendance
@@ -29,7 +29,6 @@ from .refusing import Refusing
 from .registrations import Registrations
 from .registry import Registry
 from .session import (
-    COUNTERS,
     EVENTS,
     EVERYONE,
     Event,
@@ -58,11 +57,8 @@ class BrokerCore:
         self, epoch: str, settings: Settings, *, new_token: NewToken, new_id: NewId, registry: Registry | None = None
     ) -> None:
         self.settings = settings
-        self.counters = new_counters(COUNTERS)
-        # What the shell measures, told beside the counters.
-        self.gauges: dict[str, float] = {
-            "turn_max_ms": 0.0, "turn_recent_max_ms": 0.0, "strangers": 0, "descriptors_lacking": 0,
-        }  # fmt: skip
+        self.counters = new_counters(BROKER_COUNTERS)
+        self.gauges: dict[str, float] = dict.fromkeys(BROKER_GAUGES, 0)  # the shell measures them
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []
         self._sessions = Sessions()

@@ -130,18 +130,5 @@ class Session:
         return wire.STALLED if self.stalled else wire.READY
 
 
-# Everything the broker counts: told by `status`, documented in docs/protocol.md.
-COUNTERS = (
-    "hellos", "renewals", "kept", "joined", "left_bye", "left_died", "left_silent", "left_replaced",
-    "registered", "unregistered", "refused", "malformed", "unexpected", "unknown_peers", "presence_lost",
-    "probes", "pauses", "stalled", "never_present", "overflows", "undelivered",
-    "resumes", "snapshots", "broadcasts", "answers_abandoned",
-    "syncs_gap", "syncs_digest", "syncs_overrun", "syncs_late",
-    "calls", "calls_queued", "calls_busy", "calls_no_provider", "calls_timeout", "calls_provider_lost",
-    "calls_rerouted", "calls_cancelled", "results", "failures", "results_late",
-    "results_unmatched", "results_unread", "forged", "saturated", "payloads_let_go",
-)  # fmt: skip
-
-
 NewToken = Callable[[], bytes]
 NewId = Callable[[], str]

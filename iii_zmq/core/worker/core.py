@@ -22,7 +22,7 @@ from itertools import count
 
 from ... import errors, wire
 from ...errors import assert_never
-from ..counters import new_counters
+from ..counters import WORKER_COUNTERS, new_counters
 from .changes import Change
 from .events import (
     BROKER,
@@ -62,16 +62,6 @@ from .outgoing import SENDS, Outgoing
 from .replica import Replica
 from .shared import Shared
 from .sync import Following
-
-# Everything a worker counts, its replica included: told by `Worker.counters`, documented in docs/protocol.md.
-COUNTERS = (
-    "connects", "handshakes_failed", "sessions", "sessions_unknown", "streams_lost", "streams_failed", "streams_silent",
-    "streams_discarded", "deltas", "stale_ignored", "gaps", "overruns", "digest_mismatches", "foreign_epochs",
-    "snapshots", "resumes", "snapshots_refused", "broken_answers", "parts_late", "syncs_gap", "syncs_digest",
-    "syncs_overrun", "syncs_late", "calls_refused", "calls_given_up", "calls_expired", "calls_broker_lost",
-    "sends_failed", "answers_late", "results_orphaned", "unexpected", "malformed",
-    "readers_reset",  # by the faces: nobody else knows who listens
-)  # fmt: skip
 
 OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the control connection is made anew too
 
@@ -175,7 +165,7 @@ class WorkerCore:
 
     def counted(self) -> dict[str, int]:
         """All counters, so that a reader sees every name from the start."""
-        return {name: self.counters[name] + self.replica.counters[name] for name in COUNTERS}
+        return {name: self.counters[name] + self.replica.counters[name] for name in WORKER_COUNTERS}
 
     # -- from the facade -----------------------------------------------------------------------------------------------
 
