@@ -14,6 +14,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
 import msgpack
+from msgpack.exceptions import UnpackException
 
 from ..errors import FATES, ProtocolError
 from .messages import (
@@ -226,13 +227,17 @@ def decode_on_stream(frame: bytes) -> OnStream:
     raise ProtocolError(f"{type(message).__name__} does not belong on the stream")
 
 
+# What msgpack raises on hostile bytes. Not all of Exception: that of a signal handler, at any moment, is the user's.
+UNPACK_ERRORS: Final = (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError, UnpackException)
+
+
 def unpack(data: Payload) -> Any:
     """The value in a payload, as handlers and callers get it. Raises: ValueError when it is no msgpack value."""
     try:
         if isinstance(data, Split):
             return _unpack_split(data)
         return _unpackb(data, raw=False, strict_map_key=False)
-    except Exception as error:  # msgpack raises several unrelated kinds, and what ext types raise
+    except UNPACK_ERRORS as error:
         raise ValueError(f"payload of {len(data)} bytes is no msgpack value: {error}") from error
 
 
@@ -261,7 +266,7 @@ def unpack_map(data: bytes) -> dict[Any, Any]:
 def unpack_array(data: bytes) -> list[Any]:
     try:
         fields = _unpackb(data, raw=False, strict_map_key=False)
-    except Exception as error:  # as in `unpack`: on hostile bytes msgpack is not limited to ValueError
+    except UNPACK_ERRORS as error:
         raise ProtocolError(f"no msgpack array: {type(error).__name__}") from error
     if type(fields) is not list:
         raise ProtocolError(f"{type(fields).__name__} where an array is expected")
@@ -285,7 +290,7 @@ def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_byte
 
     try:
         _unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
-    except Exception as error:  # as in `unpack`
+    except (ProtocolError, *UNPACK_ERRORS) as error:
         text = str(error) if isinstance(error, ProtocolError) else f"no msgpack array: {type(error).__name__}"
         raise ProtocolError(text) from error
 
@@ -296,7 +301,7 @@ def _small_call(number: int, header: bytes, payload: bytes) -> Call | None:
         return None
     try:
         fields: list[Any] = _unpackb(header)
-    except Exception:  # no msgpack: see `unpack_array`
+    except UNPACK_ERRORS:
         return None
     function_id, caller, remaining_ms, target, flags, fence = (
         fields[0], fields[1], fields[2], fields[3], fields[4], fields[5],

@@ -159,6 +159,11 @@ class WorkerCore:
         return events
 
     @property
+    def is_level(self) -> bool:
+        """In a session, and the replica waits for no answer: what comes by the control socket is about calls."""
+        return self.membership.phase == OPEN and self.following.level
+
+    @property
     def progress(self) -> tuple[int, int, int]:
         """Differs from what it was before whenever joining has come further: a large registry takes its time."""
         return self.membership.furthest, self.following.parts, self.replica.position.seq
@@ -198,6 +203,7 @@ class WorkerCore:
     def distrust(self, now: float) -> None:
         """The shell was interrupted, and may have lost messages or events: the session counts as lost."""
         if self.membership.linked and self.membership.phase != LEFT:
+            self.membership.forget_failures()  # nothing is wrong with the broker
             self._lose_session("a signal handler raised while the worker read or sent", now)
 
     def leave(self) -> None:

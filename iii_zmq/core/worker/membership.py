@@ -149,6 +149,10 @@ class Membership:
         self._outbox.append((LINK, Disconnect() if drop_stream else DropControl()))
         self._enter(PAUSING, now + wait)
 
+    def forget_failures(self) -> None:
+        """The next attempt begins at once."""
+        self._attempts = 0
+
     def greet(self, number: int, now: float) -> None:
         """A Hello with this number goes out now, over the connection that stands."""
         self.same_connection = self.phase != AWAITING_CONNECTION

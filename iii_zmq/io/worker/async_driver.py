@@ -133,7 +133,7 @@ class AsyncDriver:
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
-    def take_turn(self, is_event: bool) -> float | None:
+    def take_turn(self, told: list[int]) -> float | None:
         """See hub.Guest. A worker that was left open in a loop that is closed would be a ghost."""
         self._look_at_loop()
         return None if self.unusable is not None else _clock() + LOOK_S

@@ -30,7 +30,7 @@ STUCK_S: Final = 0.005  # what a thread waits for the GIL before it asks for it
 IDLE_S: Final = 1.0  # after this a thread ends, unless it is the last one
 WAITING_MAX: Final = 100_000  # changes that the callbacks of one worker have not heard of: some 20 MB
 
-Job = tuple[Callable[[Any], None], Any]
+Job = tuple[Callable[[Any], Any], Any]
 
 
 class CallbackQueue:
@@ -43,7 +43,7 @@ class CallbackQueue:
         self._changes = 0  # in the jobs
         self._is_handed_over = False  # a thread has this queue, or is about to
 
-    def put(self, run: Callable[[Any], None], value: Any) -> None:
+    def put(self, run: Callable[[Any], Any], value: Any) -> None:
         """`run(value)` is called after all that was put before."""
         with self._lock:
             self._jobs.append((run, value))

@@ -28,7 +28,7 @@ from ...core.worker.incoming import Incoming
 from .arguments import Handler, make_entry
 from .forks import end_child, forks
 from .listeners import is_interrupt
-from .payloads import pack_value, running
+from .payloads import PACK_ERRORS, pack_value, running
 
 log = logging.getLogger("iii_zmq.worker")
 
@@ -160,7 +160,7 @@ class Handlers:
                 end_child(None)
             try:
                 packed = wire.pack_payload(value)
-            except Exception:
+            except PACK_ERRORS:
                 return pack_outcome(run, value)  # says what is wrong with it
             return packed if len(packed) <= wire.PAYLOAD_BYTES_MAX else pack_outcome(run, value)
         except BaseException as error:  # a handler that exits has failed: the worker is not its to end

@@ -56,8 +56,11 @@ class Guest(Protocol):
     @property
     def watched(self) -> Watched | None: ...
 
-    def take_turn(self, is_event: bool) -> float | None:
-        """When the next turn is due; None if the guest has ended or moved to another hub."""
+    def take_turn(self, told: list[int]) -> float | None:
+        """After these descriptors told of news, or for a timer or a ring: when the next turn is due.
+
+        None if the guest has ended or moved to another hub.
+        """
         ...
 
     def forked(self) -> None: ...
@@ -102,7 +105,7 @@ class Bell:
 class _Place:
     """What the hub knows of one guest."""
 
-    __slots__ = ("due_at", "fired", "generation", "guest", "is_event", "is_queued", "link", "watched")
+    __slots__ = ("due_at", "generation", "guest", "is_queued", "link", "told", "unarmed", "watched")
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -110,9 +113,9 @@ class _Place:
         self.due_at = 0.0
         self.generation = -1  # of the descriptors that are watched
         self.watched: list[int] = []
-        self.fired: list[int] = []  # those of them that told of news, and tell of no more until they are armed again
+        self.told: list[int] = []  # those of them that told of news since the latest turn,
+        self.unarmed: list[int] = []  # or before, and tell of no more until they are armed again
         self.is_queued = False
-        self.is_event = False
 
 
 class Hub:
@@ -201,10 +204,10 @@ class Hub:
                 continue
             if not hasattr(select, "epoll"):
                 self._poll.modify(fd, 0)
-            place.fired.append(fd)
+            place.told.append(fd)
+            place.unarmed.append(fd)
             if place.link is not None:
                 place.link.readable(fd)
-            place.is_event = True
             self._enqueue(place)
         now = _clock()
         while self._timers and self._timers[0][0] <= now:
@@ -229,9 +232,9 @@ class Hub:
             self._queue.append(place)
 
     def _give_turn(self, place: _Place) -> None:
-        guest, is_event = place.guest, place.is_event
-        place.is_event = False
-        due_at = guest.take_turn(is_event)
+        guest, told = place.guest, place.told
+        place.told = []
+        due_at = guest.take_turn(told)
         if due_at is None:
             self._remove(guest)
             return
@@ -241,10 +244,10 @@ class Hub:
             heapq.heappush(self._timers, (due_at, self._entries, place))
         if place.link is not None and place.generation != place.link.generation:
             self._watch(place, place.link)
-        elif place.fired and not guest.is_lent:
-            for fd in place.fired:
+        elif place.unarmed and not guest.is_lent:
+            for fd in place.unarmed:
                 self._arm(fd)
-            place.fired.clear()
+            place.unarmed.clear()
 
     def _watch(self, place: _Place, link: Watched) -> None:
         """The sockets are others now. The number of a closed descriptor may stand for a new one already."""
@@ -254,7 +257,7 @@ class Hub:
             if fd not in wanted and self._by_fd.get(fd) is place:
                 self._forget(fd)
         place.watched = wanted
-        place.fired.clear()
+        place.unarmed.clear()
         for fd in wanted:
             self._by_fd[fd] = place
             self._arm(fd)

@@ -86,7 +86,11 @@ def context() -> zmq.Context[Socket]:
 
 
 class Link:
-    """DEALER, SUB and a monitor for each. `wake_fd`, if given, is waited for, too."""
+    """DEALER, SUB and a monitor for each.
+
+    A thread that waits for a call uses the control socket alone (`wait_control`, `pump_control`, `pump_alone`), and
+    `wake_fd` ends its wait. The stream, and what is due, belong to whoever calls `pump`.
+    """
 
     def __init__(self, core: WorkerCore, wake_fd: int | None = None) -> None:
         self.core = core
@@ -120,7 +124,7 @@ class Link:
         return self._backlog or bool(self._unread) or self._edges.may_hold()
 
     def wait(self, wait_ms: int) -> bool:
-        """Waits until there may be something to pump, at most so long; whether `wake_fd` is readable."""
+        """Waits until there may be something to pump, at most so long."""
         return self._edges.wait(wait_ms)
 
     def readable(self, fd: int) -> None:
@@ -147,6 +151,24 @@ class Link:
         if due is not None and now >= due:
             core.tick(now)
         return is_heard
+
+    def control_may_hold(self) -> bool:
+        """As `may_hold`, of the control socket."""
+        self._backlog = self._dealer is not None and self._dealer.may_hold()
+        return self._backlog
+
+    def wait_control(self, wait_ms: int) -> bool:
+        """Waits until the control socket may hold something, at most so long; whether `wake_fd` is readable."""
+        return self._control.wait(wait_ms)
+
+    def pump_control(self) -> bool:
+        """Hands the core what the control socket has; whether that was anything."""
+        dealer = self._dealer
+        if dealer is None or not dealer.is_told:
+            return False
+        self.is_heavy = False
+        self._read_dealer(dealer, _clock(), BURST_MAX if self._backlog else 1)
+        return True
 
     def pump_alone(self) -> bool:
         """Waits up to ALONE_MS for one message of the control socket; whether one came. Nothing else is looked at.
@@ -296,6 +318,8 @@ class Link:
             frame = monitor.recv()
             if frame is None:
                 return
+            if not monitor.socket.getsockopt(_RCVMORE):
+                continue  # the rest of a message that a signal handler's exception cut off
             monitor.socket.recv(_NOBLOCK)  # the address, a frame of its own
             event, _value = _MONITOR_EVENT.unpack(frame)
             if event == _SUCCEEDED:
@@ -409,9 +433,10 @@ class Link:
     def _renew(self) -> None:
         """The sockets are others now."""
         self._monitors = [one for one in (self._dealer_monitor, self._sub_monitor) if one is not None]
-        self._edges = Edges(
-            [*(one for one in (self._dealer, self._sub) if one is not None), *self._monitors], self._wake_fd
-        )
+        both = [one for one in (self._dealer, self._sub) if one is not None]
+        self._edges = Edges([*both, *self._monitors])
+        self._control = Edges(both[:1] if self._dealer is not None else [], self._wake_fd)
+        self.control_fd = -1 if self._dealer is None else self._dealer.fd
         self.descriptors = self._edges.descriptors
         self.generation += 1  # counts the changes of `descriptors`
 

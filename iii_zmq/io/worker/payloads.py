@@ -18,6 +18,8 @@ running: Final[ContextVar[RunCall | None]] = ContextVar("iii_zmq_running", defau
 """The call being handled in the current context."""
 
 
+# What msgpack raises for a value that it can't carry. Not all of Exception: that of a signal handler is the user's.
+PACK_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
 _IDS_MAX = 10_000  # known to be well formed; a program calls a few dozen
 _good_ids: set[str] = set()
 
@@ -34,7 +36,7 @@ def check_call(function_id: Any, payload: Any, timeout: Any, worker: Any) -> byt
         raise wrong(TypeError, "worker", worker, "a worker id")
     try:
         packed = wire.pack_payload(payload)
-    except Exception:
+    except PACK_ERRORS:
         packed = pack_value("payload", payload)  # says what is wrong
     if len(packed) > wire.PAYLOAD_BYTES_MAX:
         raise ValueError(f"payload of {len(packed)} bytes; at most {wire.PAYLOAD_BYTES_MAX} are allowed")

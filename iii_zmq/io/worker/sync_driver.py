@@ -1,20 +1,20 @@
 """How the link of a sync worker is driven: by the hub, or by the one thread that waits for a call of its own.
 
-    state      who reads and sends                                   until
-    watched    the hub, woken by the descriptors                     a thread waits for a call: it borrows the link
+    state      who reads the control socket                          until
+    watched    the hub, woken by its descriptor                      a thread waits for a call: it borrows the link
     lent       the borrower; the hub looks again every LOOK_S        nobody has driven for LOOK_S
     shared     the hub at once: several threads wait, or one waits   no thread is parked any more
                for something else than a call; they are parked
     inline     a handler runs in the worker's own hub; a call that   the handler has ended
                the handler makes is driven there, all others wait
 
-Whatever the state, any thread may do a short job on core and link (`do`): under the lock, never waiting there, and
-leaving nothing unread, because a libzmq descriptor tells of news only once. Every thread that waits has a bound of its
-own. User code never runs under the lock or in the shared hub: handlers run in the pool or inline in a hub of the
-worker's own, callbacks in the callback threads.
+The stream, timers and joining are always the hub's. Any thread may do a short job on core and link (`do`): under the
+lock, never waiting there, and telling the hub if something is left unread, because a libzmq descriptor tells of news
+only once. Every thread that waits has a bound of its own. User code never runs under the lock or in the shared hub:
+handlers run in the pool or inline in a hub of the worker's own, callbacks in the callback threads.
 
 When an exception of a signal handler cuts a job short, nobody knows what of it was done: the session is given up for
-lost and made anew, so that all who wait are told the truth (`_mend`).
+lost and made anew, so that all who wait are told the truth (`_mend`). The replica is safe: no user's thread touches it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ log = logging.getLogger("iii_zmq.worker")
 # wait, and compiled code never looks for signals by itself.
 OVER_S: Final = 0.2
 HOLD_S: Final = 0.0005  # calls that follow each other so soon may leave together, after answers that came together
-ROUNDS_MAX: Final = 4  # of reading what came while a job was done, before that is left to the hub
 LATE_S: Final = 0.001  # past the deadline of a call: by then the core says what became of it
 CALLBACKS_S: Final = 0.2  # what `close()` gives to callbacks that wait for their turn
 
@@ -200,18 +199,16 @@ class Driver:
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
-    def take_turn(self, is_event: bool) -> float | None:
+    def take_turn(self, told: list[int]) -> float | None:
         """See hub.Guest."""
         if not self._is_guest():
             return None
         now = _clock()
-        if not self._parked and not self._conditions:
-            quiet_s = now - self._driven_at
-            if quiet_s < LOOK_S or self._talk.is_waiting or (is_event and self._borrower is not None):
-                self.is_lent = True
-                if self._held.count:
-                    self._locked(self._send_held)
-                return now + LOOK_S
+        if self._talk.is_waiting or self._is_left_alone(told, now):
+            self.is_lent = True
+            if self._held.count:
+                self._locked(self._send_held)
+            return now + LOOK_S
         try:
             due_at = self._locked(self._turn)
             if self._is_own_thread():
@@ -220,6 +217,15 @@ class Driver:
             self._fail()
             return None
         return due_at if self._is_guest() else None
+
+    def _is_left_alone(self, told: list[int], now: float) -> bool:
+        """Nothing is to be done here, and a borrower reads the control socket, or did a moment ago."""
+        if self._parked or self._conditions or any(fd != self.link.control_fd for fd in told):
+            return False
+        due_at = self.core.next_deadline()
+        if due_at is not None and due_at <= now:
+            return False
+        return now - self._driven_at < LOOK_S or (bool(told) and self._borrower is not None)
 
     def _is_guest(self) -> bool:
         """Not ended, and not moved to a hub of its own, whose thread is another one."""
@@ -257,9 +263,13 @@ class Driver:
         """Runs handlers, and goes on while a conversation does."""
         self._inline.run_waiting()
         while self._talk.may_go_on() and not self.ended:
-            self._locked(self._pump_alone)
+            self._locked(self._converse)
             self._inline.run_waiting()
         return self._locked(self._turn)
+
+    def _converse(self) -> None:
+        self._pump_alone()
+        self._deal()
 
     def _fail(self) -> None:
         log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True)
@@ -303,7 +313,7 @@ class Driver:
         while waiter.is_open:
             wait_s = OVER_S if until is None else min(OVER_S, until - _clock())
             if wait_s <= 0:
-                self._locked(self._pump)  # the core ends what has expired
+                self._locked(self._expire)
                 return
             if self._is_own_thread():
                 self._step(wait_s)
@@ -321,12 +331,11 @@ class Driver:
         if self._talk.may_go_on():
             self._locked(self._borrow_alone)
             return
-        wait_ms = self._locked(self.link.wait_ms)
-        if wait_ms:
+        if not self._locked(self.link.control_may_hold):
             heed()
             bell = self._bell
             bell.is_awaited = True
-            if self.link.wait(min(wait_ms, int(wait_s * 1000) + 1)):
+            if self.link.wait_control(int(wait_s * 1000) + 1):
                 bell.hear()
             bell.is_awaited = False
         self._locked(self._borrow)
@@ -346,8 +355,8 @@ class Driver:
     def _lend(self, waiter: Slot | CallFuture) -> None:
         """The thread of this waiter borrows the link if nobody else waits, or is parked."""
         self._held.count = 0
-        is_free = self._borrower is None and not self._parked and not self._conditions
-        if (is_free and self._inline.is_idle) or self._is_own_thread():
+        is_free = self._borrower is None and not self._parked and not self._conditions and self._inline.is_idle
+        if is_free and self.core.is_level:
             self._borrower = waiter
             self.link.flush()
         else:
@@ -405,45 +414,44 @@ class Driver:
         self.do(give_up)
 
     def _settle(self) -> None:
-        """Sends, and leaves nothing unread: for a thread that will not wait for the link itself."""
-        link = self.link
+        """Sends; then whatever this thread leaves undone is the hub's."""
         self._deal()
-        for _ in range(ROUNDS_MAX):
-            if not link.may_hold():
-                break
-            link.pump()
-            self._deal()
-        else:
-            self.hub.ring(self)
         self._tell_hub()
 
     def _tell_hub(self) -> None:
-        """If the hub looks later than it has to, or watches descriptors that are gone."""
+        """Rings if the hub looks later than it has to, or would not be told of something."""
         due_at = self.core.next_deadline()
-        is_early = due_at is not None and due_at < self._due_at
-        is_shared = self.is_lent and (self._parked or self._conditions)
-        if (is_early or is_shared or self._seen != self.link.generation) and not self.hub.is_here and not self.ended:
+        is_late = due_at is not None and due_at < self._due_at
+        is_unread = bool(self._parked or self._conditions) if self.is_lent else self.link.control_may_hold()
+        if (is_late or is_unread or self._seen != self.link.generation) and not self.hub.is_here and not self.ended:
             self.hub.ring(self)
 
+    def _expire(self) -> None:
+        self.core.tick(_clock())
+        self._settle()
+
     def _borrow(self) -> None:
-        self._pump()
-        self._driven_at = _clock()
+        borrower = self._borrower
+        if borrower is not None and not self.core.is_level and not self._is_own_thread():
+            self._park(borrower)  # what comes may be for the replica
+            return
+        now = _clock()
+        if self.link.pump_control():
+            self._talk.heard(now)
         self._after_borrowing()
 
     def _borrow_alone(self) -> None:
         self._pump_alone()
-        self._driven_at = _clock()
         self._after_borrowing()
 
     def _after_borrowing(self) -> None:
-        """Whoever gets what it waited for gives the link back: the hub is to be woken by what comes from now on."""
+        """A thread that gets what it waited for gives the link back."""
+        self._deal()
+        self._driven_at = _clock()
         borrower = self._borrower
-        if borrower is None or borrower.is_open:
-            return
-        self._borrower = None
-        if not self.is_lent and self.link.may_hold():
-            self.hub.ring(self)
-        self._tell_hub()
+        if borrower is not None and not borrower.is_open:
+            self._borrower = None
+            self._tell_hub()
 
     def _pump(self) -> None:
         """Reads what there is, does what is due, and sends."""
@@ -460,7 +468,6 @@ class Driver:
         talk.is_waiting = False
         if not is_heard:
             talk.end()
-        self._deal()
 
     def _deal(self) -> None:
         """Deals with what the core tells, and sends what follows."""
