@@ -463,11 +463,12 @@ class Driver:
     def _pump_alone(self) -> None:
         """Waits for one message of the control socket, for a few milliseconds at most."""
         talk = self._talk
-        talk.is_waiting = True
-        is_heard = self.link.pump_alone()
-        talk.is_waiting = False
-        if not is_heard:
-            talk.end()
+        try:
+            talk.is_waiting = True
+            if not self.link.pump_alone():
+                talk.end()
+        finally:
+            talk.is_waiting = False
 
     def _deal(self) -> None:
         """Deals with what the core tells, and sends what follows."""
