@@ -253,7 +253,7 @@ class AsyncWorker(View):
                 driver.check()
             except errors.Closed:
                 return
-            hub.shared().dismiss(driver)
+            hub.ended(driver)
             await self._leave(driver)
 
     async def __aenter__(self) -> AsyncWorker:

@@ -18,24 +18,24 @@ from __future__ import annotations
 
 import atexit
 import heapq
-import logging
+import math
 import os
 import select
 import socket
 import threading
 import time
 from collections import deque
+from itertools import count
 from typing import Final, Protocol
 
 from .forks import forks
-
-log = logging.getLogger("iii_zmq.worker")
 
 LOOK_S: Final = 0.002  # between two looks at a guest that a user's thread drives
 EXIT_S: Final = 1.0  # for all workers together, when the interpreter ends
 FORKED: Final = "the worker belongs to the parent process: make a new one after fork"
 
-_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT if hasattr(select, "epoll") else select.POLLIN
+_HAS_EPOLL: Final = hasattr(select, "epoll")
+_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT if _HAS_EPOLL else select.POLLIN
 _clock: Final = time.monotonic
 
 
@@ -113,7 +113,7 @@ class _Place:
         self.due_at = 0.0
         self.generation = -1  # of the descriptors that are watched
         self.watched: list[int] = []
-        self.told: list[int] = []  # those of them that told of news since the latest turn,
+        self.told: list[int] = []  # descriptors that told of news since the latest turn,
         self.unarmed: list[int] = []  # or before, and tell of no more until they are armed again
         self.is_queued = False
 
@@ -122,21 +122,16 @@ class Hub:
     """One thread and its guests."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
         self._bell = Bell()
-        self._called: deque[Guest] = deque()  # by other threads: each guest stands here once or twice
-        self._dismissed: deque[Guest] = deque()
+        self._called: deque[Guest] = deque()  # who rang
         self._places: dict[Guest, _Place] = {}
         self._by_fd: dict[int, _Place] = {}
         self._queue: deque[_Place] = deque()
         self._timers: list[tuple[float, int, _Place]] = []  # a heap; an entry whose place has another due_at is stale
-        self._entries = 0  # in the heap so far: no two are equal, so places are never compared
-        self._poll = select.epoll() if hasattr(select, "epoll") else select.poll()
+        self._new_entry = count().__next__  # no two entries are equal, so places are never compared
+        self._poll = select.epoll() if _HAS_EPOLL else select.poll()
         self._poll.register(self._bell.fd, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._is_over = False
-
-    def start(self) -> None:
         self._thread.start()
 
     @property
@@ -144,71 +139,50 @@ class Hub:
         """True in the hub's own thread."""
         return threading.get_ident() == self._thread.ident
 
-    # -- for any thread ------------------------------------------------------------------------------------------------
-
     def ring(self, guest: Guest) -> None:
-        """Gives the guest a turn soon; a guest that is not here yet moves in."""
+        """Gives the guest a turn soon; a guest that is not here yet moves in. From any thread."""
+        _guests[guest] = None
         self._called.append(guest)
         self._bell.ring()
-
-    def dismiss(self, guest: Guest) -> None:
-        """The guest has ended, or moves to another hub."""
-        self._dismissed.append(guest)
-        self._bell.ring()
-
-    def end(self) -> None:
-        """The thread ends soon: for a hub of one worker."""
-        self._is_over = True
-        self._bell.ring()
-
-    def guests(self) -> list[Guest]:
-        return list(dict.fromkeys([*self._places, *self._called]))
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        born_in = forks.count
-        while not self._is_over:
+        born_in, is_over = forks.count, False
+        while not is_over:
             self._note(self._poll.poll(self._wait()))
             for _ in range(len(self._queue)):  # a flooded guest is queued again: the others come first
                 place = self._queue.popleft()
                 place.is_queued = False
-                if self._places.get(place.guest) is place:
-                    self._give_turn(place)
+                self._give_turn(place)
                 if born_in != forks.count:  # an inline handler forked, and this is the child: nothing here is its own
                     return
+            is_over = self is not _shared and not self._places  # the hub of a worker that has ended
         self._bell.close()
-        if hasattr(self._poll, "close"):
-            self._poll.close()
 
     def _wait(self) -> float:
         """Until the next timer: in seconds for an epoll, in milliseconds for a poll; -1 is for ever."""
         timers = self._timers
         while timers and timers[0][2].due_at != timers[0][0]:
             heapq.heappop(timers)
-        if self._queue:
-            return 0
-        if not timers:
-            return -1
-        wait_s = max(0.0, timers[0][0] - _clock())
-        return wait_s if hasattr(select, "epoll") else wait_s * 1000
+        if self._queue or not timers:
+            return 0 if self._queue else -1
+        return max(0.0, timers[0][0] - _clock()) * (1 if _HAS_EPOLL else 1000)
 
     def _note(self, news: list[tuple[int, int]]) -> None:
         for fd, _ in news:
+            place = self._by_fd.get(fd)
             if fd == self._bell.fd:
                 self._hear()
-                continue
-            place = self._by_fd.get(fd)
-            if place is None:
+            elif place is None or place.link is None:
                 self._forget(fd)
-                continue
-            if not hasattr(select, "epoll"):
-                self._poll.modify(fd, 0)
-            place.told.append(fd)
-            place.unarmed.append(fd)
-            if place.link is not None:
+            else:
+                if not _HAS_EPOLL:
+                    self._poll.modify(fd, 0)
+                place.told.append(fd)
+                place.unarmed.append(fd)
                 place.link.readable(fd)
-            self._enqueue(place)
+                self._enqueue(place)
         now = _clock()
         while self._timers and self._timers[0][0] <= now:
             due_at, _, place = heapq.heappop(self._timers)
@@ -217,14 +191,11 @@ class Hub:
 
     def _hear(self) -> None:
         self._bell.hear()
-        while self._dismissed:
-            self._remove(self._dismissed.popleft())
         while self._called:
             guest = self._called.popleft()
-            place = self._places.get(guest)
-            if place is None:
-                place = self._places[guest] = _Place(guest)
-            self._enqueue(place)
+            if guest not in self._places:
+                self._places[guest] = _Place(guest)
+            self._enqueue(self._places[guest])
 
     def _enqueue(self, place: _Place) -> None:
         if not place.is_queued:
@@ -232,35 +203,35 @@ class Hub:
             self._queue.append(place)
 
     def _give_turn(self, place: _Place) -> None:
-        guest, told = place.guest, place.told
-        place.told = []
-        due_at = guest.take_turn(told)
+        told, place.told = place.told, []
+        due_at = place.guest.take_turn(told)
         if due_at is None:
-            self._remove(guest)
+            self._remove(place)
             return
         if due_at != place.due_at:
             place.due_at = due_at
-            self._entries += 1
-            heapq.heappush(self._timers, (due_at, self._entries, place))
+            heapq.heappush(self._timers, (due_at, self._new_entry(), place))
         if place.link is not None and place.generation != place.link.generation:
             self._watch(place, place.link)
-        elif place.unarmed and not guest.is_lent:
+        elif place.unarmed and not place.guest.is_lent:
             for fd in place.unarmed:
                 self._arm(fd)
             place.unarmed.clear()
 
     def _watch(self, place: _Place, link: Watched) -> None:
         """The sockets are others now. The number of a closed descriptor may stand for a new one already."""
-        place.generation = link.generation
         wanted = list(link.descriptors)
-        for fd in place.watched:
-            if fd not in wanted and self._by_fd.get(fd) is place:
-                self._forget(fd)
-        place.watched = wanted
+        self._unwatch(place, wanted)
+        place.generation, place.watched = link.generation, wanted
         place.unarmed.clear()
         for fd in wanted:
             self._by_fd[fd] = place
             self._arm(fd)
+
+    def _unwatch(self, place: _Place, but: list[int]) -> None:
+        for fd in place.watched:
+            if fd not in but and self._by_fd.get(fd) is place:
+                self._forget(fd)
 
     def _arm(self, fd: int) -> None:
         try:
@@ -278,18 +249,17 @@ class Hub:
         except (OSError, KeyError):
             pass  # closed already
 
-    def _remove(self, guest: Guest) -> None:
-        place = self._places.pop(guest, None)
-        if place is not None:
-            for fd in place.watched:
-                if self._by_fd.get(fd) is place:
-                    self._forget(fd)
+    def _remove(self, place: _Place) -> None:
+        """The guest has ended, or moved to a hub of its own."""
+        self._unwatch(place, [])
+        self._places.pop(place.guest, None)
+        place.due_at = math.inf
 
 
 # -- of the process ----------------------------------------------------------------------------------------------------
 
+_guests: dict[Guest, None] = {}  # of all hubs, until they have ended
 _shared: Hub | None = None
-_own: dict[Hub, None] = {}  # of workers with inline handlers
 _making = threading.Lock()
 
 
@@ -299,42 +269,26 @@ def shared() -> Hub:
     with _making:
         if _shared is None:
             _shared = Hub("iii-hub")
-            _shared.start()
         return _shared
 
 
-def new_hub(name: str) -> Hub:
-    """A hub for one worker, whose inline handlers may take as long as they like."""
-    hub = Hub(name)
-    with _making:
-        _own[hub] = None
-    hub.start()
-    return hub
-
-
-def drop(hub: Hub) -> None:
-    """A hub of one worker is of no more use."""
-    _own.pop(hub, None)
-    hub.end()
-
-
-def _guests() -> list[Guest]:
-    hubs = [*_own] if _shared is None else [_shared, *_own]
-    return [guest for hub in hubs for guest in hub.guests()]
+def ended(guest: Guest) -> None:
+    """The guest has ended: nothing is left to do for it at a fork, or when the interpreter ends."""
+    _guests.pop(guest, None)
 
 
 def _after_fork() -> None:
     """In the child: guests and threads are the parent's."""
-    global _shared, _own, _making
-    guests = _guests()
-    _shared, _own, _making = None, {}, threading.Lock()
-    for guest in guests:
+    global _shared, _making
+    _shared, _making = None, threading.Lock()
+    for guest in list(_guests):
         guest.forked()
+    _guests.clear()
 
 
 def _at_exit() -> None:
     until = _clock() + EXIT_S
-    for guest in _guests():
+    for guest in list(_guests):
         guest.end_quickly(until)
 
 

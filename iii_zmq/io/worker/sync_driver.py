@@ -163,8 +163,7 @@ class Driver:
                     break
                 heed()
                 if self._is_own_thread():
-                    self._step(wait_s)
-                    self._inline.run_waiting()
+                    self._serve_nested(wait_s)
                 else:
                     parked.wait(wait_s)
         finally:
@@ -267,6 +266,14 @@ class Driver:
             self._inline.run_waiting()
         return self._locked(self._turn)
 
+    def _serve_nested(self, wait_s: float) -> None:
+        """While an inline handler waits: what the hub would do, and handlers inside it."""
+        wait_ms = self._locked(self.link.wait_ms)
+        if wait_ms:
+            self.link.wait(min(wait_ms, int(wait_s * 1000) + 1))
+        self._locked(self._pump)
+        self._inline.run_waiting()
+
     def _converse(self) -> None:
         self._pump_alone()
         self._deal()
@@ -300,8 +307,8 @@ class Driver:
         self._inline.put(run)
         if not self._has_own_hub:
             self._has_own_hub = True
-            self.hub.dismiss(self)
-            self.hub = hub.new_hub(f"iii-{self.core.profile.name}")
+            left, self.hub = self.hub, Hub(f"iii-{self.core.profile.name}")
+            left.ring(self)  # and goes from there
             self._seen = -1
         if not self.hub.is_here:
             self.hub.ring(self)
@@ -316,8 +323,7 @@ class Driver:
                 self._locked(self._expire)
                 return
             if self._is_own_thread():
-                self._step(wait_s)
-                self._inline.run_waiting()
+                self._serve_nested(wait_s)
             elif self._borrower is waiter and self._inline.is_idle:
                 self._step(wait_s)
             elif waiter in self._parked:
@@ -432,7 +438,7 @@ class Driver:
 
     def _borrow(self) -> None:
         borrower = self._borrower
-        if borrower is not None and not self.core.is_level and not self._is_own_thread():
+        if borrower is not None and not self.core.is_level:
             self._park(borrower)  # what comes may be for the replica
             return
         now = _clock()
@@ -520,9 +526,8 @@ class Driver:
         self._bell.close()
         if self._pool is not None:
             self._pool.close()
-        self.hub.dismiss(self)
-        if self._has_own_hub:
-            hub.drop(self.hub)
+        self.hub.ring(self)
+        hub.ended(self)
 
 
 def _on_cancel(_: CancelCall) -> None:
