@@ -3,7 +3,8 @@
     from iii_zmq import Worker                   programs without an event loop
     from iii_zmq import AsyncWorker              programs with one
 
-What is not an exception is imported when it is first used, so that `import iii_zmq` costs next to nothing.
+Only the exceptions are imported at once. Everything else is imported at first use, so `import iii_zmq` costs almost
+nothing.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Every exception that users meet, as one tree, and the code that each has on the wire.
+"""Every exception that users meet, as one tree, and the code of each on the wire.
 
     IIIError
-    +-- ProtocolError         bytes that are no message of ours (never reaches users' scripts)
+    +-- ProtocolError         bytes that are not a message of this protocol (never reaches users' scripts)
     +-- BrokerUnreachable     also a ConnectionError
-    +-- Closed                the worker was closed
-    +-- Refused               .code: the broker said no to a Hello or a registration
-    +-- WaitTimeout           .missing: what `wait_for` still waits for; also a TimeoutError
+    +-- Closed                the worker is closed
+    +-- Refused               .code: the broker refused a Hello or a registration
+    +-- WaitTimeout           .missing: the functions that `wait_for` still waits for; also a TimeoutError
     +-- CallFailed            .fate, .code
         +-- NoProvider        nobody offers the function
         +-- Busy              a limit was reached: credit, queue, open calls
         +-- CallTimeout       also a TimeoutError
-        +-- ProviderLost      the provider went while it had the call
-        +-- BrokerLost        the broker went while it had the call
-        +-- RemoteError       .type, .text: the handler itself raised
+        +-- ProviderLost      the provider was lost while it had the call
+        +-- BrokerLost        the broker was lost while it had the call
+        +-- RemoteError       .type, .text: the handler raised
 
-A call that fails always tells its fate, one of the three words below.
+Every failed call has a fate, one of the three words below.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from __future__ import annotations
 from typing import Literal, NoReturn, get_args
 
 Fate = Literal["not_handed_over", "possibly_executed", "executed"]
-"""What may have happened to a failed call: no handler can have seen it; one may have; one did, and failed."""
+"""How far a failed call got: no handler can have seen it; a handler may have run it; a handler ran it and failed."""
 
 FATES: frozenset[str] = frozenset(get_args(Fate))
 
 
 class IIIError(Exception):
-    """The root: `except IIIError` catches everything that this library raises of its own."""
+    """The root: `except IIIError` catches every exception that this library defines."""
 
 
 class ProtocolError(IIIError):
-    """Bytes from the network that are no message of this protocol. Counted and dropped by the shells."""
+    """Bytes from the network are not a message of this protocol. The shells count and drop them."""
 
 
 class BrokerUnreachable(IIIError, ConnectionError):
@@ -40,11 +40,11 @@ class BrokerUnreachable(IIIError, ConnectionError):
 
 
 class Closed(IIIError):
-    """The worker was closed (or never started), so it can't do what was asked."""
+    """The worker is closed (or was never started), so it can't do what you asked."""
 
 
 class Refused(IIIError):
-    """The broker said no; `code` is the wire's word for why."""
+    """The broker refused; `code` is the reason, in the wire's words."""
 
     def __init__(self, text: str, code: str) -> None:
         super().__init__(text, code)
@@ -55,7 +55,7 @@ class Refused(IIIError):
 
 
 class WaitTimeout(IIIError, TimeoutError):
-    """`wait_for` ran out of time; `missing` lists the function ids without a provider."""
+    """`wait_for` timed out; `missing` lists the function ids that still have no provider."""
 
     def __init__(self, missing: list[str]) -> None:
         super().__init__(missing)
@@ -66,7 +66,7 @@ class WaitTimeout(IIIError, TimeoutError):
 
 
 class CallFailed(IIIError):
-    """A call ended without a result. `fate` tells whether a handler may have run, `code` why it failed."""
+    """A call failed. `fate` says whether a handler may have run it, `code` says why it failed."""
 
     def __init__(self, text: str, fate: Fate, code: str) -> None:
         super().__init__(text, fate, code)
@@ -78,15 +78,15 @@ class CallFailed(IIIError):
 
 
 class NoProvider(CallFailed):
-    """Nobody offers the function now."""
+    """No worker offers the function at the moment."""
 
 
 class Busy(CallFailed):
-    """A limit was reached: the providers' credit and the queue behind it, or the caller's open calls."""
+    """A limit was reached: the providers' credit and the queue behind it are full, or you have too many open calls."""
 
 
 class CallTimeout(CallFailed, TimeoutError):
-    """The deadline passed first."""
+    """The call timed out."""
 
 
 class ProviderLost(CallFailed):
@@ -98,7 +98,7 @@ class BrokerLost(CallFailed):
 
 
 class RemoteError(CallFailed):
-    """The handler raised: `type` is its exception's class name, `text` its message. Fate is `executed`."""
+    """The handler raised: `type` is the class name of its exception, `text` the message. The fate is `executed`."""
 
     def __init__(self, type: str, text: str) -> None:
         super().__init__(f"{type}: {text}", "executed", HANDLER_FAILED)
@@ -118,17 +118,17 @@ PROVIDER_LOST = "provider_lost"
 BROKER_LOST = "broker_lost"
 HANDLER_FAILED = "handler_failed"
 
-# Codes of refusals, in a Refused, in an Ack's refusals, or in a Failure that is the caller's own fault.
+# Codes of refusals: in a Refused, in the refusals of an Ack, or in a Failure that is the caller's own fault.
 INVALID = "invalid"  # malformed: id, entry, payload
 RESERVED = "reserved"  # engine::
 CONFLICT = "conflict"  # providers disagree about `exclusive`
-TOO_LARGE = "too_large"  # beyond a limit of bytes or counts
-LIMIT = "limit"  # the broker holds as many as it will
-NOT_JOINED = "not_joined"  # before the presence subscription was heard
-NOT_REGISTERED = "not_registered"  # to unregister what one does not offer
-CLOSING = "closing"  # the broker or the worker is going
+TOO_LARGE = "too_large"  # over a limit of bytes or counts
+LIMIT = "limit"  # the broker holds as many as it allows
+NOT_JOINED = "not_joined"  # sent before the broker heard the presence subscription
+NOT_REGISTERED = "not_registered"  # unregisters a function that the worker does not offer
+CLOSING = "closing"  # the broker or the worker is closing
 VERSION = "version"  # no common protocol version
-UNKNOWN_KIND = "unknown_kind"  # a kind of message that came into the protocol later
+UNKNOWN_KIND = "unknown_kind"  # a kind of message that was added to the protocol later
 
 _CALL_FAILURES: dict[str, type[CallFailed]] = {
     NO_PROVIDER: NoProvider,
@@ -140,12 +140,12 @@ _CALL_FAILURES: dict[str, type[CallFailed]] = {
 
 
 def call_failure(code: str, fate: Fate, type: str, text: str) -> CallFailed:
-    """The exception for a Failure as it came over the wire; unknown codes give a plain `CallFailed`."""
+    """The exception for a Failure from the wire; an unknown code gives a plain `CallFailed`."""
     if code == HANDLER_FAILED:
         return RemoteError(type, text)
     return _CALL_FAILURES.get(code, CallFailed)(text, fate, code)
 
 
 def assert_never(value: NoReturn) -> NoReturn:
-    """Ends a `match` over a union: the type checker names the member that was forgotten (`typing`'s needs 3.11)."""
+    """Ends a `match` over a union: the type checker names the member you forgot (the one in `typing` needs 3.11)."""
     raise AssertionError(f"unexpected {value!r}")

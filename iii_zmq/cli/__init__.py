@@ -1,13 +1,13 @@
 """The `iii-broker` command: parses, calls, prints; decides nothing.
 
-    app       the verbs with their options and help          exits     exit codes, and what each error becomes
+    app       the verbs with their options and help          exits     exit codes, and the code of each error
     serving   serve                                          payloads  JSON and key=value, in and out
-    looking   functions, workers, info, status, ping         tables    what people read
-    calling   call, wait                                     watching  watch; history: the changes that were
+    lists     functions, workers, info, status               tables    tables for people
+    calls     call, wait, ping                               watching  watch; history and change_lines: past changes
     demo/     demo
 
-Invariant: an error that was foreseen is one line on stderr and an exit code of `exits`. Verbs import what they need
-when they run, so that `--help` and usage errors come at once.
+Invariant: an expected error is one line on stderr and an exit code from `exits`. Each verb imports what it needs when
+it runs, so that `--help` and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
         return _run(sys.argv[1:])
     except KeyboardInterrupt:
         return 130
-    except (BrokenPipeError, SystemExit):  # the reader had enough; click makes a SystemExit of it
+    except (BrokenPipeError, SystemExit):  # the reader closed the pipe; click turns that into SystemExit
         return _leave_broken_pipe()
 
 
@@ -41,6 +41,6 @@ def _run(words: list[str]) -> int:
 
 
 def _leave_broken_pipe() -> int:
-    """Python would complain once more when it flushes stdout at its end."""
+    """Otherwise Python would complain once more when it flushes stdout at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

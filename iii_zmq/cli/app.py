@@ -1,4 +1,4 @@
-"""The verbs: names, options, help. Each hands what was parsed to the module that does it."""
+"""The verbs: names, options, help. Each passes the parsed arguments to the module that does the work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 
 def run(words: list[str]) -> int:
-    """Runs one command line; the exit code. Errors that were foreseen are reported here, in one line."""
+    """Runs one command line; the exit code. Expected errors are reported here, in one line."""
     as_json = "--json" in words
     try:
         ended = typer.main.get_command(app)(words, prog_name="iii-broker", standalone_mode=False)
@@ -44,12 +44,12 @@ def _report(problem: Problem, as_json: bool) -> int:
     return problem.exit
 
 
-# -- options that several verbs have -----------------------------------------------------------------------------------
+# -- options that several verbs share ----------------------------------------------------------------------------------
 
 
 def _check_seconds(value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value >= 0):
-        raise typer.BadParameter(f"{value} is no time in seconds; expected 0 or more")
+        raise typer.BadParameter(f"{value} is not a time in seconds; expected 0 or more")
     return value
 
 
@@ -57,15 +57,15 @@ Url = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="The broker's address. [default: III_URL, else tcp://127.0.0.1:5570]"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON instead of what people read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Timeout = Annotated[
-    float, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Seconds until it is given up.")
+    float, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Give up after this many seconds.")
 ]
 MaybeTimeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="End after this many seconds.")
+    float | None, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Stop after this many seconds.")
 ]
 Search = Annotated[
-    str, typer.Option("--search", metavar="TEXT", help="Only where this text occurs.", show_default=False)
+    str, typer.Option("--search", metavar="TEXT", help="Only rows that contain this text.", show_default=False)
 ]
 OfWorker = Annotated[
     str, typer.Option("--worker", metavar="ID", help="Only this worker (id or name).", show_default=False)
@@ -86,14 +86,14 @@ def iii_broker(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """The live function registry of a LAN. Without a verb: serve.
+    """The live function registry of a LAN. Without a verb it serves.
 
     \b
     Examples:
       iii-broker                                          serve on 127.0.0.1:5570
-      iii-broker demo                                     see what it does
-      iii-broker functions                                what can be called, and who offers it
-      iii-broker call payments::charge amount=10          call it
+      iii-broker demo                                     see it work
+      iii-broker functions                                list the functions and who offers them
+      iii-broker call payments::charge amount=10          call a function
       iii-broker watch                                    see every change as it happens
     """
 
@@ -103,7 +103,7 @@ def iii_broker(
 
 @app.command()
 def serve(
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where to serve; port 0 takes a free one.")] = (
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Address to serve on; port 0 picks a free one.")] = (
         "tcp://127.0.0.1:5570"
     ),
     stream_url: Annotated[
@@ -111,19 +111,21 @@ def serve(
         typer.Option(
             "--stream-url",
             metavar="URL",
-            help="Where to serve the stream of changes. [default: the port after it; for ipc the path + .stream]",
+            help="Address of the stream of changes. [default: the next port; for ipc the path + .stream]",
         ),
     ] = None,
     heartbeat: Annotated[float, typer.Option("--heartbeat", metavar="S", help="Seconds between heartbeats.")] = 0.5,
-    ttl: Annotated[float, typer.Option("--ttl", metavar="S", help="Seconds of silence until one is dead.")] = 2.0,
+    ttl: Annotated[
+        float, typer.Option("--ttl", metavar="S", help="Seconds of silence after which a worker counts as dead.")
+    ] = 2.0,
     log_level: Annotated[
-        str, typer.Option("--log-level", metavar="L", help="debug, info, warning or error, on stderr.")
+        str, typer.Option("--log-level", metavar="L", help="What to log on stderr: debug, info, warning or error.")
     ] = "info",
     as_json: AsJson = False,
 ) -> None:
-    """Serve the registry until Ctrl-C or SIGTERM. This is what iii-broker alone does.
+    """Serve the registry until Ctrl-C or SIGTERM. iii-broker without a verb does the same.
 
-    There is no encryption yet: an address that others can reach is served with a warning.
+    There is no encryption yet: if other machines can reach the address, a warning is printed.
 
     \b
     Examples:
@@ -139,10 +141,11 @@ def serve(
 
 @app.command()
 def demo(as_json: AsJson = False) -> None:
-    """See it work, in some ten seconds.
+    """See it work, in about ten seconds.
 
-    A broker and some of the examples start; they join, call one another, die, leave and change. Every change is shown
-    as each worker learns of it. It takes free ports and leaves nothing behind. It fails when a worker missed a change.
+    A broker and several of the examples start; they join, call one another, change, die and leave. You see when each
+    worker hears of each change. The demo uses free ports and leaves nothing behind. It fails if a worker misses a
+    change.
 
     \b
     Examples:
@@ -157,11 +160,11 @@ def demo(as_json: AsJson = False) -> None:
 @app.command()
 def functions(
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="Only ids that begin so.", show_default=False)
+        str, typer.Option("--prefix", metavar="P", help="Only ids that begin with this.", show_default=False)
     ] = "",
     search: Search = "",
     worker: OfWorker = "",
-    all_: Annotated[bool, typer.Option("--all", help="Also internal ones, and the broker's own.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Include internal functions and the broker's own.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -181,11 +184,11 @@ def functions(
 @app.command()
 def workers(
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="Only names that begin so.", show_default=False)
+        str, typer.Option("--prefix", metavar="P", help="Only names that begin with this.", show_default=False)
     ] = "",
     search: Search = "",
     worker: OfWorker = "",
-    all_: Annotated[bool, typer.Option("--all", help="As for functions; all workers are shown anyway.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="No effect: all workers are always listed.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -208,7 +211,7 @@ def info(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all there is to know of one function or worker.
+    """Show all details of one function or worker.
 
     \b
     Examples:
@@ -225,17 +228,17 @@ def info(
 def watch(
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATTERN]...", help="Only functions whose ids match, such as 'orders::*'."),
+        typer.Argument(metavar="[PATTERN]...", help="Only functions whose id matches, such as 'orders::*'."),
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="[EPOCH:]SEQ", help="Begin with what changed after this position.", show_default=False
+            "--from", metavar="[EPOCH:]SEQ", help="Start with the change after this position.", show_default=False
         ),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", metavar="N", min=0, help="End after N changes; a batch is one.", show_default=False),
+        typer.Option("--count", metavar="N", min=0, help="Stop after N changes; a batch is one.", show_default=False),
     ] = None,
     timeout: MaybeTimeout = None,
     url: Url = None,
@@ -243,9 +246,9 @@ def watch(
 ) -> None:
     """Show every change as it happens.
 
-    Until Ctrl-C, --count or --timeout.
+    Watches until Ctrl-C, --count or --timeout.
 
-    The first line tells the start: "resumed" when the broker still held every change since --from, else "snapshot".
+    The first line says where it starts: "resumed" if the broker still holds every change since --from, else "snapshot".
 
     \b
     Examples:
@@ -264,19 +267,19 @@ def call(
     id: Annotated[str, typer.Argument(metavar="ID", help="The function's id.")],
     payload: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[JSON|KEY=VALUE...|-]", help="One JSON text, an object's pairs, or - for stdin."),
+        typer.Argument(metavar="[JSON|KEY=VALUE...|-]", help="One JSON text, KEY=VALUE pairs, or - for stdin."),
     ] = None,
     timeout: Timeout = 30.0,
     worker: Annotated[
-        str | None, typer.Option("--worker", metavar="ID", help="This provider and no other.", show_default=False)
+        str | None, typer.Option("--worker", metavar="ID", help="Call this provider only.", show_default=False)
     ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Call a function and print its result.
 
-    A value of KEY=VALUE is JSON where it can be read as JSON, else a string. Without a payload it is null. Bytes are
-    {"$bytes": BASE64}, in payload and result.
+    In KEY=VALUE the value is read as JSON if possible, else as a string. If you give no payload, it is null. Bytes are
+    {"$bytes": BASE64}, in payloads and results.
 
     \b
     Examples:
@@ -325,7 +328,7 @@ def ping(timeout: Timeout = 5.0, url: Url = None, as_json: AsJson = False) -> No
 
 @app.command()
 def status(url: Url = None, as_json: AsJson = False) -> None:
-    """Show how the broker fares, and what went wrong so far.
+    """Show how the broker is doing, and what has gone wrong so far.
 
     \b
     Examples:
@@ -341,7 +344,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
 def bench(context: typer.Context) -> None:
     """Measure calls, changes and joins beside bare ZeroMQ.
 
-    Needs a checkout of the project; what follows goes to its bench.
+    Needs a checkout of the project; all further arguments go to its bench.
 
     \b
     Examples:
@@ -353,14 +356,14 @@ def bench(context: typer.Context) -> None:
 
 
 def run_bench(words: list[str]) -> Any:
-    """Becomes `python -m bench`."""
+    """Replaces this process by `python -m bench`."""
     import os
     import sys
     from pathlib import Path
 
     root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__main__.py").is_file():
-        raise usage("bench needs a checkout of the project: it is not part of the installed package")
+        raise usage("bench needs a checkout of the project: the installed package does not contain it")
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.execv(sys.executable, [sys.executable, "-m", "bench", *words])

@@ -1,4 +1,4 @@
-"""call, wait, ping: what goes through the broker to somebody else."""
+"""call, wait, ping: the verbs that wait for an answer from a provider or the broker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_carried(payload: object) -> None:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise usage(f"msgpack can't carry this payload: {error}") from error
     if len(packed) > wire.PAYLOAD_BYTES_MAX:
-        raise usage(f"payload of {len(packed)} bytes; at most {wire.PAYLOAD_BYTES_MAX} are allowed")
+        raise usage(f"the payload has {len(packed)} bytes; at most {wire.PAYLOAD_BYTES_MAX} are allowed")
 
 
 def wait(url: str | None, ids: Sequence[str], timeout: float, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def wait(url: str | None, ids: Sequence[str], timeout: float, as_json: bool) -> 
         own = [id for id in ids if not wire.is_reserved(id)]
         for id in ids:
             if id not in own and not is_known(worker, id):
-                raise not_found(f"the broker has no {id!r}")
+                raise not_found(f"the broker has no function {id!r}")
         try:
             worker.wait_for(*own, timeout=max(0.0, until - time.monotonic()))
         except errors.WaitTimeout as error:
@@ -61,7 +61,7 @@ def _tell_found(ids: Sequence[str], missing: Sequence[str], as_json: bool) -> No
 def ping(url: str | None, timeout: float, as_json: bool) -> None:
     """Raises: CommandError, IIIError."""
     with joined(url, timeout) as worker:
-        worker.call("engine::ping", timeout=timeout)  # the first one pays for what is set up only once
+        worker.call("engine::ping", timeout=timeout)  # the first call pays for one-time set-up
         began = time.perf_counter()
         worker.call("engine::ping", timeout=timeout)
         ms = (time.perf_counter() - began) * 1000

@@ -1,4 +1,4 @@
-"""Joining as an observer, which shows up nowhere: what every verb but serve begins with."""
+"""Joins as an observer, which does not show up in the registry: every verb but serve starts with this."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ..io.worker.sync_worker import Worker
 
 CONNECT_TIMEOUT_S = 5.0
-CONNECT_TIMEOUT_MIN_S = 0.25  # with less, a broker on the other side of a LAN would be called unreachable
+CONNECT_TIMEOUT_MIN_S = 0.25  # with less, a broker across the LAN could seem unreachable
 NAME = "iii-broker"
 
-# What goes wrong is told by the verb, in one line. Without any handler Python would print the library's warnings, too.
+# The verb reports an error in one line. Without any handler Python would also print the library's warnings.
 _SILENT = logging.NullHandler()
 
 
@@ -46,7 +46,7 @@ def check_id(function_id: str) -> str:
 
 
 def is_known(worker: Worker, function_id: str) -> bool:
-    """Whether somebody, or the broker itself, answers under this id."""
+    """True if a worker, or the broker itself, offers this function."""
     if not wire.is_reserved(function_id):
         return function_id in worker.functions
     try:

@@ -1,6 +1,6 @@
-"""How a command ends: the exit codes, and what each error becomes (code, one line, fate).
+"""How a command ends: the exit codes, and how each error is reported (code, one line, fate).
 
-The table below is the one place where exit codes are given out; docs/cli.md explains it, a test compares the two.
+The table below is the only place that assigns exit codes. docs/cli.md explains them; a test compares the two.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "done",
-    Exit.HANDLER_FAILED: "the handler failed; also: the demo or a benchmark did",
+    Exit.HANDLER_FAILED: "the handler raised, or the demo or a benchmark failed",
     Exit.USAGE: "wrong usage",
     Exit.NOT_FOUND: "no such function or worker",
-    Exit.TIMEOUT: "the time was over",
-    Exit.REFUSED: "refused or busy, or the address is taken",
+    Exit.TIMEOUT: "timed out",
+    Exit.REFUSED: "refused or busy, or the address is in use",
     Exit.NO_BROKER: "the broker can't be reached, or was lost",
     Exit.PROVIDER_LOST: "the provider was lost during the call",
     Exit.INTERRUPTED: "ended by Ctrl-C or SIGTERM (serve and watch: 0)",
@@ -39,7 +39,7 @@ MEANINGS = {
 
 
 class CommandError(Exception):
-    """What a command itself finds wrong. `code` is the word for programs."""
+    """An error that the command itself found. `code` is the word for programs."""
 
     def __init__(self, exit: Exit, code: str, message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ def not_found(message: str) -> CommandError:
 
 @dataclass(slots=True, frozen=True)
 class Problem:
-    """One error as people and programs are told of it."""
+    """One error, as it is reported to people and to programs."""
 
     exit: Exit
     code: str
@@ -65,7 +65,7 @@ class Problem:
     fate: str | None = None
 
     def report(self, as_json: bool) -> None:
-        """One line on stderr."""
+        """Prints one line on stderr."""
         message = one_line(self.message)
         if as_json:
             line = json.dumps({"error": self.code, "message": message, "fate": self.fate})
@@ -75,7 +75,7 @@ class Problem:
 
 
 def problem_of(error: CommandError | errors.IIIError) -> Problem:
-    """What the error means here."""
+    """The exit code, code, text and fate of an error."""
     if isinstance(error, CommandError):
         return Problem(error.exit, error.code, str(error))
     if isinstance(error, errors.CallFailed):
@@ -105,5 +105,5 @@ _EXITS_OF_CALLS: dict[type[errors.CallFailed], Exit] = {
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and without what could steer a terminal."""
+    """The text without line breaks and without control characters, which could steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

@@ -1,7 +1,8 @@
-"""What the broker still holds of the past: a session of its own that asks for deltas and keeps no replica of them.
+"""Fetches the past deltas that the broker still holds, over a session of its own and without a replica.
 
-A replica can't begin in the middle: it needs the content that the first delta applies to. So the core is given one that
-only collects the deltas of its first answer. Once that has come, or turns out to be a snapshot, the session ends.
+A replica can't begin in the middle: it needs the content that the first delta applies to. So the core gets a collector
+in its place, which only collects the deltas of the first answer. The session ends when that answer is complete or turns
+out to be a snapshot.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from ..io.worker.arguments import make_profile
 from ..io.worker.link import Link
 from .client import NAME
 
-TURN_MAX_MS = 100  # Ctrl-C is looked at between two waits
+TURN_MAX_MS = 100  # Ctrl-C is noticed between two waits
 
 
 @dataclass(slots=True, frozen=True)
 class Past:
-    """The deltas after the position asked for; `digest` is the content's there, where the broker still knew it."""
+    """The deltas after the requested position; `digest` is the content's digest there, if the broker still knows it."""
 
     deltas: list[wire.Delta]
     digest: bytes | None
 
 
 def fetch_past(url: str | None, start: Position, timeout_s: float) -> Past | None:
-    """None when the broker does not hold (all of) it. Raises: IIIError."""
+    """None if the broker no longer holds all of it. Raises: IIIError."""
     if start.seq == 0:
         deltas = _fetch(url, start, timeout_s)
         return None if deltas is None else Past(deltas, bytes(wire.DIGEST_BYTES))
     deltas = _fetch(url, start._replace(seq=start.seq - 1), timeout_s)
-    if deltas:  # the first one leads to `start`: it tells the digest there
+    if deltas:  # the first one leads to `start`, so it carries the digest there
         return Past(deltas[1:], deltas[0].digest)
-    if deltas is not None:  # none after start - 1: `start` has not come yet
+    if deltas is not None:  # nothing after start - 1: `start` lies in the future
         return None
     deltas = _fetch(url, start, timeout_s)
     return None if deltas is None else Past(deltas, None)
@@ -59,7 +60,7 @@ def _fetch(url: str | None, start: Position, timeout_s: float) -> list[wire.Delt
     finally:
         link.close()
     if not collector.done:
-        raise errors.BrokerUnreachable(f"the broker at {profile.url} did not tell what it holds within {timeout_s:g} s")
+        raise errors.BrokerUnreachable(f"the broker at {profile.url} did not send past changes within {timeout_s:g} s")
     return None if collector.is_snapshot else collector.deltas
 
 

@@ -1,7 +1,7 @@
 """functions, workers, info, status: the registry as it is now.
 
-Functions come from the observer's own replica; what only the broker knows (calls in flight, its own functions and
-counters) is asked of it.
+Functions come from the observer's own replica. The verbs ask the broker for what it alone knows: calls in flight, its
+own functions, its counters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATUS_KEYS = ("version", "epoch", "seq", "digest", "uptime_s", "workers", "func
 
 @dataclass(slots=True, frozen=True)
 class Filter:
-    """What of a list is asked for; the same rules as those of `engine::functions::list` and `engine::workers::list`."""
+    """Selects rows of a list, by the same rules as `engine::functions::list` and `engine::workers::list`."""
 
     prefix: str = ""
     search: str = ""
@@ -88,7 +88,7 @@ def show_info(url: str | None, id: str, as_json: bool) -> None:
     with joined(url) as worker:
         found = _function(worker, id) or _worker(worker, id)
     if found is None:
-        raise not_found(f"no function and no worker {id!r}")
+        raise not_found(f"no function or worker {id!r}")
     if as_json:
         print(json.dumps(found))
     else:
@@ -101,7 +101,7 @@ def show_status(url: str | None, as_json: bool) -> None:
     """Raises: CommandError, IIIError."""
     with joined(url) as worker:
         told = worker.call("engine::status")
-    status = {key: told[key] for key in STATUS_KEYS} | told  # ours first and in order, whatever else after them
+    status = {key: told[key] for key in STATUS_KEYS} | told  # these keys first and in order, then all others
     if as_json:
         print(json.dumps(status))
     else:
@@ -125,7 +125,7 @@ def _functions(worker: Worker, asked: Filter) -> Iterator[Json]:
 
 
 def _pages(worker: Worker, what: str, /, **asked: Any) -> Iterator[Json]:
-    """All elements of the broker's own list, page by page."""
+    """Every element of the broker's list, page by page."""
     after = ""
     while True:
         page = worker.call(f"engine::{what}::list", {**asked, "after": after})
@@ -143,7 +143,7 @@ def _function(worker: Worker, id: str) -> Json | None:
 
 
 def _worker(worker: Worker, id: str) -> Json | None:
-    """By its id, or by its name if there is only one of that name."""
+    """Finds a worker by its id, or by its name if only one worker has that name."""
     ids = [id] if id in worker.workers else [one.id for one in worker.workers.values() if one.name == id]
     if len(ids) > 1:
         raise not_found(f"{len(ids)} workers are called {id!r}: {', '.join(sorted(ids))}")
@@ -153,13 +153,13 @@ def _worker(worker: Worker, id: str) -> Json | None:
 def _ask(worker: Worker, function_id: str, id: str, what: str) -> Json | None:
     try:
         answer = worker.call(function_id, {"id": id})
-    except errors.RemoteError:  # there is none, or it went at this moment
+    except errors.RemoteError:  # it does not exist, or left at this moment
         return None
     found: Json = answer[what]
     return _tidy_worker(found) if what == "worker" else found
 
 
 def _tidy_worker(worker: Json) -> Json:
-    """The keys in the order of docs/cli.md, the functions sorted."""
+    """The same worker with its keys in the order of docs/cli.md and its functions sorted."""
     keys = ("id", "name", "host", "pid", "state", "metadata", "functions", "in_flight")
     return {key: sorted(worker[key]) if key == "functions" else worker[key] for key in keys}

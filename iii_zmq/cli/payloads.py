@@ -1,6 +1,6 @@
-"""Payloads as they are written on a command line, and results as JSON. Nothing here talks to a broker.
+"""Reads payloads from a command line and writes results as JSON. Does not talk to a broker.
 
-Bytes, which JSON does not have, are `{"$bytes": base64}` in both directions.
+JSON has no bytes: they are `{"$bytes": base64}` in both directions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PAIR = re.compile(r"([^\W\d][\w.\-]*)=(.*)", re.DOTALL)
 
 
 def read_payload(words: Sequence[str]) -> Any:
-    """No word: None; `-`: JSON from stdin; one JSON text; or `key=value` words, which make an object.
+    """The payload: None for no words, JSON from stdin for `-`, else one JSON text or the object of `key=value` words.
 
     Raises: CommandError.
     """
     try:
         return _read(words)
     except RecursionError as error:
-        raise usage("the payload is nested too deep") from error
+        raise usage("the payload is nested too deeply") from error
 
 
 def _read(words: Sequence[str]) -> Any:
@@ -43,16 +43,16 @@ def _read(words: Sequence[str]) -> Any:
 
 
 def to_text(value: Any, *, for_people: bool = False) -> str:
-    """A result as JSON text. Raises: CommandError for one of more levels than Python follows, which is some 500."""
+    """A result as JSON text. Raises: CommandError if it has more levels than Python can follow (about 500)."""
     try:
         return json.dumps(to_json(value), indent=2 if for_people else None, ensure_ascii=not for_people)
     except RecursionError as error:
-        text = "the result is nested too deep to be shown as JSON"
+        text = "the result is nested too deeply for JSON"
         raise CommandError(Exit.HANDLER_FAILED, errors.TOO_LARGE, text) from error
 
 
 def to_json(value: Any) -> Any:
-    """The value as `json.dumps` takes it and every JSON parser reads it."""
+    """The value in a form that `json.dumps` accepts and every JSON parser reads."""
     if isinstance(value, dict):
         return {_key(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -74,16 +74,16 @@ def _from_pairs(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         match = _PAIR.fullmatch(word)
         if match is None:
-            raise usage(f"{word!r} is no key=value; expected one JSON text, key=value words, or - for standard input")
+            raise usage(f"{word!r} is not key=value; expected one JSON text, key=value words, or - for standard input")
         key, text = match.groups()
         if key in pairs:
-            raise usage(f"{key!r} is given twice")
+            raise usage(f"the key {key!r} appears twice")
         pairs[key] = _from_json(_value(text))
     return pairs
 
 
 def _value(text: str) -> Any:
-    """As JSON where it is JSON, else as it stands."""
+    """The value of a JSON text; any other text as it is."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -99,7 +99,7 @@ def _parse(text: str | bytes, what: str) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _from_json(value: Any) -> Any:
@@ -116,11 +116,11 @@ def _from_base64(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        raise usage(f"{BYTES_KEY} holds no base64: {error}") from error
+        raise usage(f"the value of {BYTES_KEY} is not base64: {error}") from error
 
 
 def _key(key: Any) -> str:
-    """JSON's keys are strings: whatever else msgpack allows is written as text."""
+    """A key as text: JSON allows only strings, msgpack allows more."""
     if isinstance(key, bytes):
         return base64.b64encode(key).decode()
     return key if isinstance(key, str) else json.dumps(to_json(key))

@@ -1,4 +1,4 @@
-"""serve: the broker's shell in this process, and the one line that says where it listens."""
+"""serve: runs the broker in this process and prints one line that says where it listens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .exits import CommandError, Exit, usage
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 HEARTBEAT_MIN_S = 0.01
-TTL_MAX_S = 6500.0  # ZMTP tells it in tenths of a second, in 16 bits
+TTL_MAX_S = 6500.0  # ZMTP sends it in tenths of a second, in 16 bits
 
 
 def serve(url: str, stream_url: str | None, *, heartbeat_s: float, ttl_s: float, log_level: str, as_json: bool) -> None:
@@ -61,14 +61,12 @@ def _bind(broker: Broker) -> None:
 def _warn_if_others_reach(*urls: str) -> None:
     exposed = [url for url in urls if not is_local(url)]
     if exposed:
-        text = (
-            f"warning: {exposed[0]} is open to the network and not encrypted: whoever reaches it can call and register"
-        )
-        print(text, file=sys.stderr, flush=True)
+        text = f"{exposed[0]} is open to the network and not encrypted: anyone who reaches it can call and register"
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def is_local(url: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """True if only this machine can reach the address."""
     if not url.startswith("tcp://"):
         return True
     host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")

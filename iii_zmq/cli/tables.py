@@ -1,6 +1,6 @@
-"""What people read: tables without frames, the same through a pipe, but for colour and cut to the width of a terminal.
+"""Tables for people, without frames. A pipe gets the same text as a terminal, but without colour and never cut short.
 
-Nothing that comes from the network reaches a terminal as anything but printable text.
+Invariant: text from the network reaches a terminal as printable characters only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .exits import one_line
 
 Json = dict[str, Any]
 
-WIDTH_OF_PIPES = 10_000  # nothing is folded or cut where no terminal is
+WIDTH_OF_PIPES = 10_000  # without a terminal nothing is folded or cut
 NAMES_SHOWN_MAX = 3
 LAST_COLUMN_MIN = 12
 GAP = "  "  # between columns
@@ -27,23 +27,23 @@ RIGHT = ("PID", "IN FLIGHT")
 FLAGS = ("exclusive", "idempotent", "internal")
 STATE_STYLES = {"ready": "green", "stalled": "bold yellow", "draining": "cyan"}
 
-# Counters that are zero while all is well, with what they say to people.
+# Counters that stay zero while all is well, each with its text for people.
 TROUBLES = {
     "stalled": "workers stalled",
-    "pauses": "pauses of the broker's own",
-    "overflows": "workers reset: their queue was full",
+    "pauses": "pauses of the broker itself",
+    "overflows": "workers reset because their queue was full",
     "undelivered": "messages that could not be delivered",
-    "never_present": "sessions dropped: their stream was never heard",
+    "never_present": "sessions dropped because their stream was never heard",
     "malformed": "malformed messages",
     "strangers": "connections that never completed a handshake",
     "descriptors_lacking": "half seconds without a free descriptor",
     "unexpected": "unexpected messages",
-    "forged": "answers by others than the provider",
+    "forged": "answers that did not come from the provider",
     "refused": "refusals",
     "syncs_gap": "replicas with a gap, repaired",
     "syncs_digest": "replicas with a wrong digest, repaired",
     "syncs_overrun": "replicas that fell far behind, repaired",
-    "syncs_late": "answers that replicas waited for too long",
+    "syncs_late": "sync requests that timed out",
     "calls_timeout": "calls timed out",
     "calls_busy": "calls refused as busy",
     "calls_no_provider": "calls without a provider",
@@ -53,7 +53,7 @@ TROUBLES = {
 
 
 def console() -> Console:
-    """For stdout, as wide as it takes where that is no terminal."""
+    """A console on stdout, wide enough for any line if stdout is not a terminal."""
     made = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = WIDTH_OF_PIPES
@@ -150,7 +150,7 @@ def _state(state: str) -> Text:
 
 
 def _providers(providers: Sequence[Json]) -> Text:
-    """Those alike are counted: `payments x4, payments (stalled)`."""
+    """Counts equal ones: `payments x4, payments (stalled)`."""
     alike = Counter((one["worker_name"], one["state"], one["active"]) for one in providers)
     shown = [_provider(*kind, count) for kind, count in list(alike.items())[:NAMES_SHOWN_MAX]]
     if len(alike) > NAMES_SHOWN_MAX:
@@ -159,7 +159,7 @@ def _providers(providers: Sequence[Json]) -> Text:
 
 
 def _provider(name: str, state: str, active: bool, count: int = 1) -> Text:
-    """The name, and in brackets what keeps it from being just that."""
+    """The name, with anything unusual (state, stand-by) in brackets."""
     shown = _plain(f"{name} x{count}" if count > 1 else name)
     if state != "ready":
         shown.append(" (").append_text(_state(state)).append(")")
@@ -208,9 +208,9 @@ def _troubled(workers: Sequence[Json]) -> str:
 
 
 def _print_list(columns: Sequence[str], rows: Sequence[list[Text]], count: str, position: Json) -> None:
-    """The rows under their headings, and for people at a terminal a line that sums it up.
+    """Prints the rows under their headings; at a terminal also a line that sums them up.
 
-    Not a `rich` table: that takes a minute for 100,000 rows, this takes seconds.
+    Not a `rich` table, which takes a minute for 100,000 rows: this takes seconds.
     """
     out = console()
     if rows:
@@ -222,9 +222,9 @@ def _print_list(columns: Sequence[str], rows: Sequence[list[Text]], count: str, 
 
 
 def _aligned(rows: Sequence[list[Text]], right: Sequence[bool], width: int) -> Iterator[Text]:
-    """One line for each row, with the last column cut to what is left of the width.
+    """One line for each row, with the last column cut to the remaining width.
 
-    What people copy (names, ids) is never cut: a terminal too narrow for it breaks the lines.
+    Names and ids are never cut, since people copy them: a terminal that is too narrow wraps the lines.
     """
     widths = [max(row[at].cell_len for row in rows) for at in range(len(right) - 1)]
     room = max(width - sum(widths) - len(GAP) * len(widths), LAST_COLUMN_MIN)
@@ -255,7 +255,7 @@ def _print_fields(fields: dict[str, Text]) -> None:
 
 
 def put(out: Console, table: Table) -> None:
-    """Cells are padded to the width of their column: through a pipe, not the last ones."""
+    """Prints the table. `rich` pads every cell to the width of its column; through a pipe the last one is stripped."""
     if out.is_terminal:
         out.print(table)
         return

@@ -82,12 +82,12 @@ def test_a_payload_that_is_nested_too_deep_is_told_in_one_line(levels: int) -> N
     if levels == 100:
         assert json.dumps(read_payload([text])) == text
     else:
-        with pytest.raises(CommandError, match=r"^the payload is (nested too deep|neither JSON nor key=value)"):
+        with pytest.raises(CommandError, match=r"^the payload is (nested too deeply|neither JSON nor key=value)"):
             read_payload([text])
 
 
 @pytest.mark.parametrize("for_people", [False, True])
 def test_a_result_that_is_nested_too_deep_is_told_in_one_line(for_people: bool) -> None:
-    with pytest.raises(CommandError, match=r"^the result is nested too deep to be shown as JSON$") as raised:
+    with pytest.raises(CommandError, match=r"^the result is nested too deeply for JSON$") as raised:
         to_text(wire.unpack(b"\x91" * 1_000 + b"\xc0"), for_people=for_people)
     assert raised.value.exit == Exit.HANDLER_FAILED

@@ -185,7 +185,7 @@ def test_info_for_people(url: str, provider: Worker) -> None:
 
 @pytest.mark.parametrize("id", ["payments::missing", "engine::missing", "no such thing", ""])
 def test_info_of_what_is_not_there(url: str, provider: Worker, id: str) -> None:
-    assert _failed(run("info", id, url=url), 3) == f"iii-broker: no function and no worker '{id}'"
+    assert _failed(run("info", id, url=url), 3) == f"iii-broker: no function or worker '{id}'"
 
 
 def test_status(broker: RunningBroker, provider: Worker) -> None:

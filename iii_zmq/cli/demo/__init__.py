@@ -1,10 +1,10 @@
-"""`iii-broker demo`: a broker and some of the examples, each a process of its own, whose every notice is looked at.
+"""`iii-broker demo`: runs a broker and several of the examples, each in its own process, and checks every notice.
 
-    script    what happens, step by step            stage     inside a child: the example, watched and prompted
-    cast      the children and what they report     verdict   whether anybody missed anything
-                                                    telling   what people and programs are shown
+    script    the demo, step by step                stage     inside a child: the example, watched and prompted
+    cast      the children and their reports        verdict   checks that nobody missed anything
+                                                    narration what people and programs see
 
-Invariant: all children are ended whatever happens, and none outlives this process: a child ends when its stdin does.
+Invariant: all children are ended whatever happens. None outlives this process: a child ends when its stdin closes.
 """
 
 from .script import play

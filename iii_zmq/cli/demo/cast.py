@@ -1,4 +1,4 @@
-"""The demo's children: started, prompted, heard through one queue, and ended whatever happens."""
+"""The demo's child processes: starts them, prompts them, collects their reports in one queue, and always ends them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-END_S = 2.0  # what all children together get to end by themselves
-STATUS_S = 0.5  # a child whose stdout was closed is about to end
-STDERR_TAIL = 2000  # bytes of a child's stderr that are shown when it failed
+END_S = 2.0  # time for all children together to end by themselves
+STATUS_S = 0.5  # a child whose stdout is closed will soon end
+STDERR_TAIL = 2000  # bytes of a failed child's stderr that are shown
 
 Report = dict[str, Any]
 
 
 class ChildFailed(Exception):
-    """A child ended, or said nothing, where that was not to be."""
+    """A child ended too early, or did not answer in time."""
 
 
 @dataclass(slots=True)
 class Child:
-    """One process. Reports carry its title as `child`; its last one has the event `ended`."""
+    """One process. Its reports carry its title as `child`; the last one has the event `ended`."""
 
     title: str
     process: subprocess.Popen[str]
@@ -49,13 +49,13 @@ class Child:
             raise ChildFailed(self.failure()) from error
 
     def signal(self, number: signal.Signals) -> int:
-        """The moment just before, on the clock of all reports."""
+        """Sends the signal; the moment just before, on the clock that all reports use."""
         now = time.monotonic_ns()
         self.process.send_signal(number)
         return now
 
     def close(self) -> None:
-        """Once the process has ended."""
+        """Call it only after the process has ended."""
         if self.reader is not None:
             self.reader.join()
         for pipe in (self.process.stdin, self.process.stdout, self.stderr):
@@ -63,10 +63,10 @@ class Child:
             try:
                 pipe.close()
             except BrokenPipeError:
-                pass  # orders that nobody read any more
+                pass  # the child ended before it read its orders
 
     def failure(self) -> str:
-        """What is to be said of a child that ended too early."""
+        """The error text for a child that ended too early."""
         try:
             self.process.wait(STATUS_S)
         except subprocess.TimeoutExpired:
@@ -77,7 +77,7 @@ class Child:
 
 
 class Cast:
-    """All children; leaving the block ends them."""
+    """All children. Leaving the `with` block ends them."""
 
     def __init__(self) -> None:
         self._children: list[Child] = []
@@ -89,7 +89,7 @@ class Cast:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """SIGTERM for all at once, the broker last; SIGKILL for what is left then."""
+        """Sends SIGTERM to all at once, to the broker last, then SIGKILL to those that are left."""
         until = time.monotonic() + END_S
         for child in reversed(self._children):
             child.process.terminate()
@@ -111,7 +111,7 @@ class Cast:
             stderr=stderr,
             text=True,
             env=_environment(url),
-            start_new_session=True,  # Ctrl-C is ours: we end them
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the children
         )
         child = Child(title, process, stderr)
         self._children.append(child)
@@ -120,7 +120,7 @@ class Cast:
         return child
 
     def next(self, timeout_s: float) -> Report | None:
-        """The next report of any child; None when none came in time."""
+        """The next report of any child; None on timeout."""
         try:
             return self._reports.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
@@ -138,7 +138,7 @@ class Cast:
 
 
 def _environment(url: str | None) -> dict[str, str]:
-    """Ours, with this package importable and with the demo's broker instead of any other."""
+    """This process's environment, with this package importable and the demo's broker instead of any other."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("III_")}
     root = str(Path(__file__).resolve().parents[3])
     kept["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

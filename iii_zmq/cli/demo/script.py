@@ -1,8 +1,8 @@
-"""What happens in the demo, step by step, and the verdict at its end.
+"""The demo, step by step, and the verdict at its end.
 
-Each step has a cause whose moment is known, and ends when everybody who is to hear of it has. So every notice belongs
-to one cause, and the milliseconds between the two are shown. The truth that all are held against is this process's own
-observer, which was there first.
+Each step has a cause at a known moment and ends when every worker has heard of it. So every notice belongs to one
+cause, and the demo shows the milliseconds between the two. The truth that all workers are compared with comes from this
+process's own observer, which joins first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..client import joined
 from ..exits import Exit, usage
 from .cast import Cast, Child, ChildFailed, Report
-from .telling import Outcome, Telling, telling
+from .narration import Narration, Outcome, narration
 from .verdict import Changes, Record, missed, problems
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from ...io.worker.sync_worker import Worker
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-STARTED_S = 15.0  # for a child to come up on a machine that does something else as well
-HEARD_S = 5.0  # for everybody to hear of a change; it takes milliseconds
+STARTED_S = 15.0  # time for a child to start on a busy machine
+HEARD_S = 5.0  # time for every worker to hear of a change; it takes milliseconds
 
-# (the child's title, the example, names of its workers in the order in which they join, names given to them)
+# (the child's title, the example, its workers' names in the order in which they join, old=new names)
 PROGRAMS = (
     ("watcher", "watch.py", ("watcher",), ()),
     ("payments-1", "worker.py", ("payments-1",), ("payments=payments-1",)),
@@ -41,8 +41,8 @@ NEW = "payments::report"
 def play(as_json: bool) -> int:
     """Runs the demo; the exit code. Raises: CommandError, IIIError."""
     if not EXAMPLES.is_dir():
-        raise usage("demo needs a checkout of the project: the examples are not part of the installed package")
-    tell = telling(as_json)
+        raise usage("demo needs a checkout of the project: the installed package does not contain the examples")
+    tell = narration(as_json)
     began = time.monotonic()
     try:
         with Cast() as cast:
@@ -53,8 +53,8 @@ def play(as_json: bool) -> int:
     return Exit.HANDLER_FAILED if outcome.problems else Exit.OK
 
 
-def _play(cast: Cast, tell: Telling) -> Outcome:
-    tell.title("A live registry: one broker, four programs, and nobody who asks twice.")
+def _play(cast: Cast, tell: Narration) -> Outcome:
+    tell.title("A live registry: one broker, four programs, no polling.")
     tell.step("The broker starts.")
     cast.start("broker", "serve", "--url", "tcp://127.0.0.1:0", "--json", "--log-level", "error")
     listening = _expect(cast, lambda report: report["event"] == "listening", STARTED_S)
@@ -76,9 +76,9 @@ def _expect(cast: Cast, is_it: Callable[[Report], bool], timeout_s: float) -> Re
 
 
 class Script:
-    """The steps, and who has heard what."""
+    """Plays the steps and keeps track of what each worker has heard."""
 
-    def __init__(self, cast: Cast, tell: Telling, observer: Worker, url: str) -> None:
+    def __init__(self, cast: Cast, tell: Narration, observer: Worker, url: str) -> None:
         self._cast = cast
         self._tell = tell
         self._observer = observer
@@ -87,9 +87,9 @@ class Script:
         self._url = url
         self._children: dict[str, Child] = {}
         self._records: dict[str, Record] = {}
-        self._homes: dict[str, str] = {}  # worker -> the child it lives in
-        self._waiting: list[Report] = []  # notices of the step under way
-        self._answers: list[Report] = []  # what children said that is no notice
+        self._homes: dict[str, str] = {}  # worker -> its child process
+        self._waiting: list[Report] = []  # notices of the current step
+        self._answers: list[Report] = []  # all other reports of children
         self._spans_ms: dict[str, list[float]] = {}
         self._expected_end: set[str] = set()
         self._troubles: list[str] = []
@@ -97,27 +97,25 @@ class Script:
     # -- the steps -----------------------------------------------------------------------------------------------------
 
     def play(self) -> None:
-        self._tell.step(
-            "Four programs start: three of the examples, one of them twice. Each joins; ms since it began to."
-        )
+        self._tell.step("Four programs start: three of the examples, one of them twice. They join one after another.")
         for title, example, _, names in PROGRAMS:
             self._children[title] = self._cast.start(title, str(EXAMPLES / example), *names, url=self._url)
         for title, example, workers, _ in PROGRAMS:
             for worker in workers:
                 self._join(title, example, worker)
         self._tell.views([self._view(record) for record in self._alive()])
-        self._tell.step("They call one another, by name.")
+        self._tell.step("They call one another by name.")
         self._call("payments-1", "orders::create", {"items": ["lamp", "desk", "chair"]})
         self._call("orders", "payments::charge", {"amount": 10})
         self._call("watcher", "stock::reserve", "lamp")
-        self._tell.step("payments-1 offers one function more, describes it anew, and withdraws it.")
+        self._tell.step("payments-1 registers one more function, changes its description, and unregisters it.")
         self._change("payments-1", "register", "function_added", description="What was paid")
         self._change("payments-1", "register", "function_changed", description="What was paid today")
         self._change("payments-1", "unregister", "function_removed")
-        self._tell.step("kill -9 payments-2: nobody says goodbye for it.")
+        self._tell.step("kill -9 payments-2: it has no chance to say goodbye.")
         self._kill("payments-2")
         self._call("watcher", "payments::charge", {"amount": 20})
-        self._tell.step("The async pair leaves politely: at SIGTERM orders drains, then stock.")
+        self._tell.step("The async pair leaves in good order: on SIGTERM orders drains, then stock.")
         self._leave("pair")
 
     def _join(self, title: str, example: str, worker: str) -> None:
@@ -159,7 +157,7 @@ class Script:
         self._finish(caused_at)
 
     def _end(self, title: str, how: str) -> list[str]:
-        """The child is about to end, and its workers with it."""
+        """Notes that the child and its workers are about to end; the names of the workers."""
         self._expected_end.add(title)
         workers = [worker for worker, home in self._homes.items() if home == title]
         for worker in workers:
@@ -169,19 +167,19 @@ class Script:
     # -- hearing -------------------------------------------------------------------------------------------------------
 
     def _await_notices(self, wanted: list[tuple[str, str]]) -> None:
-        """Everybody alive has heard of all of these: (kind, function id or worker name)."""
+        """Waits until every live worker has heard of all of these: (kind, function id or worker name)."""
         for kind, subject in wanted:
             for record in self._alive():
                 text = f"{record.worker} to hear of {kind} {subject}"
                 self._until(lambda: _has_told(record, kind, subject), HEARD_S, text)  # noqa: B023  (called at once)
 
     def _until(self, is_true: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Takes reports until it is true. Raises: ChildFailed."""
+        """Reads reports until `is_true()`. Raises: ChildFailed on timeout."""
         until = time.monotonic() + timeout_s
         while not is_true():
             report = self._cast.next(until - time.monotonic())
             if report is None:
-                raise ChildFailed(f"waited {timeout_s:g} s in vain for {what}")
+                raise ChildFailed(f"timed out after {timeout_s:g} s, waiting for {what}")
             self._take(report)
 
     def _take(self, report: Report) -> None:
@@ -204,7 +202,7 @@ class Script:
         return found
 
     def _finish(self, caused_at: int) -> None:
-        """Shows what was heard since the last step, once everybody alive is as far as the registry is."""
+        """Waits until every live worker has reached the registry's position, then shows what was heard in this step."""
         seq = self._observer.call("engine::status")["seq"]
         for record in self._alive():
             self._until(lambda: _reached(record) >= seq, HEARD_S, f"{record.worker} to reach {seq}")  # noqa: B023
@@ -224,7 +222,7 @@ class Script:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def verdict(self) -> Outcome:
-        """What everybody was told, held against what happened."""
+        """Compares what every worker heard with what happened."""
         self._tell.step("Did anybody miss anything?")
         status = self._observer.call("engine::status")
         happened = self._happened(status["seq"])
@@ -235,7 +233,7 @@ class Script:
         return Outcome(found, rows, status["digest"], status["seq"])
 
     def _happened(self, last: int) -> dict[int, Changes]:
-        """What our own observer heard. It hears in order: with the answer to a call, all that was told before."""
+        """The changes that this process's observer heard: with the answer to a call it has heard all earlier ones."""
         until = time.monotonic() + HEARD_S
         while not self._truth or self._truth[-1].seq < last:
             self._observer.call("engine::ping")

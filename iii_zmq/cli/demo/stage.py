@@ -1,10 +1,10 @@
-"""Inside a child of the demo: runs one example as it is, reports what its workers learn, and does what it is told.
+"""Inside a child of the demo: runs one example unchanged, reports what its workers hear, and obeys orders.
 
     python -m iii_zmq.cli.demo.stage EXAMPLE [NAME=OTHER...]    an example, some of its workers under other names
     python -m iii_zmq.cli.demo.stage serve ...                  `iii-broker serve ...`
 
-Reports go to stdout and orders come from stdin, one JSON object a line. All moments are `time.monotonic_ns`, which is
-one clock for all processes of a machine. The example gets the usual classes, with ears.
+Reports go to stdout and orders come from stdin, one JSON object a line. All times are `time.monotonic_ns`, which is one
+clock for all processes of a machine. The example gets the usual classes, with an extra listener (`Ears`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from iii_zmq.cli.payloads import to_json
 from iii_zmq.core.worker.replica import Replica
 from iii_zmq.io.worker.listeners import Buffer
 
-GO_WAIT_S = 30.0  # for the demo's word to join; it never takes that long unless the demo is stuck
-END_S = 3.0  # what a child gets to end by itself once the demo is gone
+GO_WAIT_S = 30.0  # for the order to join; only a stuck demo takes that long
+END_S = 3.0  # time for a child to end by itself once the demo is gone
 
 AnyWorker = Worker | AsyncWorker
 
 
 class Stage:
-    """What one child knows of its workers."""
+    """The workers of one child, and the orders for them."""
 
     def __init__(self, out: TextIO, names: dict[str, str]) -> None:
         self._out = out
@@ -50,27 +50,27 @@ class Stage:
         return self._names.get(given, given)
 
     def attend(self, worker: AnyWorker) -> Ears:
-        """From now on everything that this worker learns is reported."""
+        """Reports everything that this worker hears from now on."""
         self._workers[worker.name] = worker
         self._go[worker.name] = threading.Event()
         worker.on_state(lambda state: self._tell_joined(worker) if state == "connected" else None)
         return Ears(self, worker.name)
 
     def tell(self, event: str, worker: str | None, **details: Any) -> None:
-        """From any thread."""
+        """Sends one report; from any thread."""
         line = json.dumps({"event": event, "worker": worker, **details})
         with self._lock:
             self._out.write(line + "\n")
             self._out.flush()
 
     def wait_for_go(self, worker: str) -> None:
-        """Joining waits for its turn, so that each join can be timed by itself."""
+        """Holds up the join until its turn, so that each join is timed by itself."""
         self.tell("ready", worker)
         self._go[worker].wait(GO_WAIT_S)
         self.tell("caused", worker, at=time.monotonic_ns())
 
     def obey(self, orders: Iterable[str]) -> None:
-        """Does what it is told until stdin ends: the demo is over, or gone."""
+        """Obeys orders until stdin closes, which means that the demo is over or gone."""
         for line in orders:
             self._do(**json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -115,7 +115,7 @@ class Stage:
 
 
 class Ears(Buffer):
-    """Hears whole batches of changes at the moment when the replica has gone through them."""
+    """Hears whole batches of changes at the moment when the replica has applied them."""
 
     def __init__(self, stage: Stage, worker: str) -> None:
         super().__init__("*")
@@ -158,7 +158,7 @@ async def _awaited(value: Any) -> Any:
 
 
 def _give_ears(stage: Stage) -> None:
-    """`from iii_zmq import Worker` now gives a Worker that reports, and that joins when it is told to."""
+    """From now on `from iii_zmq import Worker` gives a Worker that reports, and that joins when ordered to."""
 
     class StagedWorker(Worker):
         def __init__(self, name: str, *args: Any, **options: Any) -> None:

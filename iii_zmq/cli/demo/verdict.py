@@ -1,8 +1,8 @@
-"""Whether anybody missed anything: what each worker was told, held against what happened. Pure.
+"""Checks that nobody missed anything: compares what each worker heard with what happened. Pure.
 
-`happened` is the whole history: seq -> its changes. A record is what one worker told, in its order. It is right if it
-is a stretch of that history without a hole, a repetition or an invention, beginning where its worker joined, and, for
-those still alive, ending where the history ends.
+`happened` is the whole history: seq -> its changes. A record holds what one worker heard, in order. A record is right
+if it is a stretch of that history without a hole, a repetition or an invention. It begins where the worker joined; if
+the worker is still alive, it ends where the history ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ History = Mapping[int, Changes]
 
 @dataclass(slots=True)
 class Record:
-    """What one worker learned. `start` is its position when it had joined, before which it need not have told any."""
+    """What one worker heard. `start` is its position when it had joined; it need not report earlier changes."""
 
     worker: str
     start: int | None = None
@@ -28,7 +28,7 @@ class Record:
 
 
 def problems(happened: History, records: Iterable[Record], epoch: str, digest: str) -> list[str]:
-    """One line for each thing that is wrong. `epoch` and `digest` are the broker's at the end."""
+    """One line for each problem. `epoch` and `digest` are the broker's at the end."""
     last = max(happened, default=0)
     found = _holes("the history itself", sorted(happened), 0, last)
     for record in records:
@@ -39,7 +39,7 @@ def problems(happened: History, records: Iterable[Record], epoch: str, digest: s
 
 
 def missed(happened: History, record: Record) -> int:
-    """How many of the changes that it should have told it did not."""
+    """How many changes the worker should have reported and did not."""
     if record.start is None:
         return len(happened)
     seqs = [seq for seq, _ in record.told]
@@ -57,7 +57,7 @@ def _problems_of(record: Record, happened: History, last: int) -> list[str]:
     found = _holes(record.worker, seqs, first, end)
     for seq, changes in record.told:
         if _sorted(changes) != _sorted(happened.get(seq, [])):
-            found.append(f"{record.worker} told something else of change {seq} than what happened")
+            found.append(f"{record.worker} reported change {seq} differently from what happened")
     return found
 
 
@@ -69,7 +69,7 @@ def _holes(who: str, seqs: list[int], first: int, last: int) -> list[str]:
     lost = sorted(set(wanted) - set(seqs))
     if lost:
         return [f"{who} missed {', '.join(map(str, lost))}"]
-    return [f"{who} told changes twice, out of order, or of the future: {seqs}"]
+    return [f"{who} reported changes twice, out of order, or from the future: {seqs}"]
 
 
 def _differences(record: Record, position: tuple[str, int], digest: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the demo shows: a story for people, JSON lines for programs."""
+"""The output of the demo: a story for people, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIGNS = {
 
 @dataclass(slots=True, frozen=True)
 class Outcome:
-    """The end: what is wrong, and a row for each worker."""
+    """The outcome: the problems found, and a row for each worker."""
 
     problems: list[str]
     rows: list[Json]
@@ -39,8 +39,8 @@ class Outcome:
     seq: int = 0
 
 
-class Telling(Protocol):
-    """What the script tells as it goes."""
+class Narration(Protocol):
+    """The script reports each event to one of these."""
 
     def title(self, text: str) -> None: ...
     def step(self, text: str) -> None: ...
@@ -54,7 +54,7 @@ class Telling(Protocol):
     def outcome(self, outcome: Outcome, took_s: float) -> None: ...
 
 
-def telling(as_json: bool) -> Telling:
+def narration(as_json: bool) -> Narration:
     return ForPrograms() if as_json else ForPeople(console())
 
 
@@ -100,7 +100,7 @@ class ForPrograms:
 
 
 class ForPeople:
-    """The story. Notices are collected until their step is over, and then shown change by change."""
+    """The story. Notices are collected during a step and shown change by change at its end."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -116,7 +116,7 @@ class ForPeople:
         self._print(f"{self._steps}. {text}", "bold cyan")
 
     def broker(self, listening: Json) -> None:
-        self._print(f"   it listens on {listening['url']}; its epoch is {listening['epoch']}")
+        self._print(f"   It listens on {listening['url']}; its epoch is {listening['epoch']}.")
 
     def joined(self, worker: str, example: str, ms: float) -> None:
         self._print(f"   {worker} ({example}) joined in {ms:.1f} ms")
@@ -136,7 +136,7 @@ class ForPeople:
         self._print(f"      {call['ns'] / 1e6:.2f} ms  {outcome}", "red" if "error" in call else "")
 
     def said(self, report: Json) -> None:
-        pass  # the examples' own words would only repeat what is shown anyway
+        pass  # what the examples print would only repeat what is shown anyway
 
     def notice(self, report: Json, ms: float) -> None:
         self._notices.append((report, ms))
@@ -149,14 +149,14 @@ class ForPeople:
     def outcome(self, outcome: Outcome, took_s: float) -> None:
         if outcome.rows:
             put(self._out, _verdicts(outcome.rows))
-            self._print(f"   the broker is at change {outcome.seq}, with the digest {outcome.digest}", "dim")
+            self._print(f"   The broker is at change {outcome.seq}, digest {outcome.digest}.", "dim")
         self._print("")
         for problem in outcome.problems:
             self._print(f"failed: {problem}", "bold red")
         if not outcome.problems:
             heard = sum(row["heard"] for row in outcome.rows)
             slowest = max(row["max_ms"] or 0.0 for row in outcome.rows)
-            count = f"{outcome.seq} steps of the registry, {heard} changes heard, {slowest:.2f} ms at most"
+            count = f"{outcome.seq} registry updates, {heard} changes heard, {slowest:.2f} ms at most"
             text = f"Nobody missed anything: {count}."
             self._print(text, "bold green")
         self._print(f"It took {took_s:.1f} s.", "dim")
@@ -177,7 +177,7 @@ class ForPeople:
 
 
 def one_line_kept(text: str) -> str:
-    """`one_line`, with the indentation."""
+    """`one_line`, but keeps the indentation."""
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
@@ -189,7 +189,7 @@ def _subject(change: Json) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """Columns that begin with * are numbers."""
+    """A column whose heading begins with * holds numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column.lstrip("*"), justify="right" if column.startswith("*") else "left", no_wrap=True)
