@@ -136,7 +136,7 @@ def test_a_leaver_that_is_not_here_changes_nothing(truth: Truth) -> None:
 def test_a_delta_that_puts_a_row_of_its_leaver_is_refused() -> None:
     row = wire.encode_row(offer("a", "f"))
     delta = wire.Delta(1, bytes(wire.DIGEST_BYTES), "died", (row,), (("a", ""),), "a")
-    with pytest.raises(ProtocolError, match="puts a row of 'a', which it says has left"):
+    with pytest.raises(ProtocolError, match="puts a row of 'a' and says that this worker left"):
         read_step(wire.encode_delta(delta))
 
 

@@ -339,9 +339,9 @@ def test_what_is_known_of_the_peer_is_the_trouble(place: Place) -> None:
     troubles.append(place.core.membership.trouble)
     place.snapshot(hello.number)
     troubles.append(place.core.membership.trouble)
-    answers_not = "somebody is there, but does not answer as a broker does"
+    answers_not = "a program is there, but it does not answer as a broker does"
     assert troubles == [
-        "", "somebody takes connections there, but does not greet as a broker does", answers_not, answers_not,
+        "", "a program accepts connections there, but it does not greet as a broker does", answers_not, answers_not,
         "the broker answers, but its stream at tcp://server:5571 does not", "",
     ]  # fmt: skip
 
@@ -362,7 +362,8 @@ def test_who_sends_back_what_it_is_sent_is_left_at_once(place: Place) -> None:
     hello = place.greeted()
     place.hear(hello)
     assert place.phase() == membership.PAUSING
-    assert place.core.membership.trouble == "who takes connections there sends back what it is sent"
+    echoes = "the program at that address echoes what it receives: it is not a broker"
+    assert place.core.membership.trouble == echoes
 
 
 def test_a_presence_that_is_not_heard_is_said_again_then_all_is_made_anew(place: Place) -> None:

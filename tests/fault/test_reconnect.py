@@ -132,12 +132,12 @@ def test_a_worker_whose_stream_met_a_stranger_is_back_whole(
 NO_HANDSHAKE = "|".join(
     (
         "the peer ended the handshake",
-        "who takes connections there is no broker: the handshake failed",
+        "the program at that address is not a broker: the handshake failed",
         "the peer does not speak ZMTP, or is no such socket",
     )
 )
-NO_GREETING = "somebody takes connections there, but does not greet as a broker does"
-NO_ANSWER = "somebody is there, but does not answer as a broker does"
+NO_GREETING = "a program accepts connections there, but it does not greet as a broker does"
+NO_ANSWER = "a program is there, but it does not answer as a broker does"
 SEEN = {
     "mute": NO_GREETING,
     "ZMTP 1": NO_GREETING,
@@ -150,7 +150,7 @@ SEEN = {
     "ZAP 400": "the peer refused to authenticate this worker",
     "a silent ROUTER": NO_ANSWER,
     "a ROUTER that talks nonsense": NO_ANSWER,
-    "echo": "who takes connections there sends back what it is sent",
+    "echo": "the program at that address echoes what it receives: it is not a broker",
     "a stream that is no URL": "the broker answers, but its stream at nonsense does not",
     "a stream that is nowhere": r"the broker answers, but its stream at tcp://no\.such\.host\.invalid:1 does not",
 }

@@ -1,7 +1,7 @@
-"""A change as users see it, and the changes that a set of edited rows amounts to.
+"""A change as users see it, and the changes that result from a set of edited rows.
 
-Invariant: all changes of one delta share its seq, and replayed over the old content they give the new one. It decides
-nothing about positions: whoever applied the edits says where they lead.
+Invariant: all changes of one delta share its seq; replayed over the old content they give the new content. This module
+does not decide about positions: the caller who applied the edits passes the new position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FUNCTION_REMOVED = "function_removed"
 FUNCTION_CHANGED = "function_changed"
 RESET = "reset"
 
-# A worker is there before its functions come, and goes after them.
+# A worker joins before its functions are added, and leaves after they are removed.
 _ORDER = {
     kind: rank
     for rank, kind in enumerate(
@@ -31,17 +31,17 @@ _new = tuple.__new__
 
 
 class Position(NamedTuple):
-    """How far a replica is: `seq` counts the changes of one broker's `epoch`. ("", 0) before anything is known."""
+    """How far a replica is: `seq` counts the changes in one broker's `epoch`. ("", 0) while nothing is known."""
 
     epoch: str
     seq: int
 
 
 class Change(NamedTuple):
-    """One thing that became different in the registry; all that changed at once share their `seq`.
+    """One change of the registry. Changes that happened together share their `seq`.
 
-    A `function_*` change concerns one provider: the worker named here; `providers` is how many the function has now.
-    `reset` says that a snapshot replaced the replica: the differences follow as changes, at the same position.
+    A `function_*` change concerns one provider, the worker named here; `providers` is how many the function has now.
+    `reset` says that a snapshot replaced the replica; the differences follow as changes at the same position.
     """
 
     kind: str
@@ -71,16 +71,16 @@ class Change(NamedTuple):
 
 
 def reset_at(position: Position) -> Change:
-    """The change that says: a snapshot replaced the replica."""
+    """The change that says that a snapshot replaced the replica."""
     return Change(RESET, None, None, None, None, *position, None)
 
 
 def changes_of(
     edits: list[Edit], leave: Leave | None, content: Content, position: Position, reason: str | None
 ) -> list[Change]:
-    """What edits and a worker's leave mean to users.
+    """The changes that edits and a worker's leave mean to users.
 
-    `content` is that after them; `reason` says why rows went, if they did.
+    `content` is the content after them; `reason` says why rows were dropped, if any were.
     """
     ranks: list[list[Change]] = [[] for _ in _ORDER]
     names = _Names(content, edits)
@@ -88,7 +88,7 @@ def changes_of(
     added = ranks[_ORDER[FUNCTION_ADDED]]
     for (worker_id, function_id), before, after in edits:
         name = names[worker_id]
-        if function_id and before is None:  # by far the most, while a crowd joins
+        if function_id and before is None:  # by far the most frequent while many workers join
             added.append(
                 _new(Change, (FUNCTION_ADDED, function_id, worker_id, name, None, epoch, seq, count(function_id)))
             )
@@ -109,7 +109,7 @@ def changes_of(
 
 
 def _removed(leave: Leave, others: dict[str, int], name: str, position: Position, reason: str | None) -> list[Change]:
-    """The functions of a worker that left. When a host dies, each replica tells thousands of these: no calls."""
+    """The removed functions of a worker that left. If a host dies there are thousands: no function call for each."""
     worker_id, _, offers = leave
     epoch, seq = position
     changes = [
@@ -124,7 +124,7 @@ def _removed(leave: Leave, others: dict[str, int], name: str, position: Position
 
 
 class _Names(dict[str, "str | None"]):
-    """Worker id -> the name in its row after the edits, or before them if they drop it; each row is decoded once."""
+    """Worker id -> its name in the row after the edits, or before them if they drop it. Decodes each row once."""
 
     def __init__(self, content: Content, edits: list[Edit]) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""What a replica is told it lacks, kept instead of applied: how `iii-broker watch --from` reads the past."""
+"""Collects the deltas that a replica lacks instead of applying them: `iii-broker watch --from` reads the past so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .replica import Replica
 
 
 class Collector(Replica):
-    """Says that it is at `start`, and keeps what it is told it lacks."""
+    """Claims to be at `start`, and keeps the deltas that the broker then sends."""
 
     def __init__(self, start: Position) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""The registry's content as a replica keeps it: packed rows, found by worker and by function, and their digest.
+"""The registry's content in a replica: packed rows, found by worker and by function, and their digest.
 
-Invariant: `total` is the sum of the hashes of exactly the rows held, and a function id is in `_holders` if and only if
-some worker's row offers it, or that of one in `_gone`. Rows stay packed as they came: 100,000 of them cost memory, but
-no object that Python's cyclic collector would have to visit. It knows nothing of positions, answers or gaps.
+Invariant: `total` is the sum of the hashes of exactly the rows held. A function id is in `_holders` if and only if a
+worker's row offers it, or that of a worker in `_gone`. Rows stay packed as they came: 100,000 of them cost memory, but
+no object that Python's cyclic collector must visit. This module knows nothing of positions, answers or gaps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...errors import ProtocolError
 from ...wire import ProviderRow, RowKey, WorkerRow
 
 Edit = tuple[RowKey, "bytes | None", "bytes | None"]
-"""What happens to one row: (key, before, after). `before` is None for a new one, `after` for one that goes."""
+"""One edited row: (key, before, after). `before` is None for a new row, `after` for a dropped one."""
 
 
 _NONE: dict[str, bytes] = {}
@@ -25,9 +25,9 @@ _NONE: dict[str, bytes] = {}
 
 @dataclass(slots=True, frozen=True)
 class Step:
-    """One delta, read and checked: what leads from one content to the next.
+    """One delta, read and checked: it leads from one content to the next.
 
-    Where a worker left, `drops` was not read: what we hold of it is what goes, and the digest tells whether that is so.
+    If a worker left, `drops` is not read: every row we hold of that worker goes, and the digest verifies it.
     """
 
     seq: int
@@ -41,11 +41,11 @@ class Step:
 
 
 RowRead = tuple[bytes, str, str, int]
-"""A row, the worker and the function (or "") that it is about, and its part of the digest."""
+"""A row, its worker, its function (or ""), and its part of the digest."""
 
 
 class Leave(NamedTuple):
-    """A worker that went with all its rows: its own one and those of its functions."""
+    """A worker that left with all its rows: its own and those of its functions."""
 
     worker_id: str
     row: bytes
@@ -53,63 +53,63 @@ class Leave(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What a step did."""
+    """The result of a step."""
 
     edits: list[Edit]
     leave: Leave | None
 
 
 def read_step(data: bytes) -> Step:
-    """The packed delta, its rows checked and keyed. Raises: ProtocolError."""
+    """Reads a packed delta; its rows are checked and keyed. Raises: ProtocolError."""
     seq, digest, reason, rows, packed, leaver = wire.delta_fields(data)
     drops = () if leaver else tuple(dict.fromkeys(wire.decode_drops(packed)))
     puts = {wire.row_key(row): row for row in rows}
     if len(puts) != len(rows) or not puts.keys().isdisjoint(drops):
         raise ProtocolError(f"delta {seq} names a row more than once")
     if leaver and leaver in [owner for owner, _ in puts]:
-        raise ProtocolError(f"delta {seq} puts a row of {leaver!r:.100}, which it says has left")
+        raise ProtocolError(f"delta {seq} puts a row of {leaver!r:.100} and says that this worker left")
     hashes = {key: wire.row_hash(row) for key, row in puts.items()}
     return Step(seq, digest, reason, puts, hashes, drops, leaver, len(data))
 
 
 def read_row(row: bytes) -> RowRead:
-    """The packed row, checked. Raises: ProtocolError."""
+    """Reads and checks a packed row. Raises: ProtocolError."""
     worker_id, function_id = wire.row_key(row)
     return row, worker_id, function_id, int.from_bytes(blake2b(row, digest_size=wire.DIGEST_BYTES).digest(), "big")
 
 
 def read_worker(data: bytes) -> WorkerRow:
-    """The worker's own row, which was checked when it was put here."""
+    """Decodes a worker's own row, which was checked when it was stored."""
     row = wire.decode_row(data)
     assert isinstance(row, WorkerRow)
     return row
 
 
 def read_offer(data: bytes) -> ProviderRow:
-    """The provider row, which was checked when it was put here."""
+    """Decodes a provider row, which was checked when it was stored."""
     row = wire.decode_row(data)
     assert isinstance(row, ProviderRow)
     return row
 
 
 class Content:
-    """Rows by key. One thread writes; others may read at any time, and may then see a part of a change."""
+    """Rows by key. One thread writes; others may read at any time, and may then see part of a change."""
 
     __slots__ = ("_gone", "_holders", "_ids", "_offers", "_several", "_shares", "_workers", "total")
 
     def __init__(self) -> None:
         self.total = 0
         self._workers: dict[str, bytes] = {}  # worker id -> its row
-        self._shares: dict[str, int] = {}  # worker id -> the part of `total` that its rows make
+        self._shares: dict[str, int] = {}  # worker id -> its rows' part of `total`
         self._offers: dict[str, dict[str, bytes]] = {}  # worker id -> function id -> provider row
-        # Function id -> its only provider's worker id, or several in the order in which they came. A dict for each of
-        # 100,000 functions would cost as much again as all the rest.
+        # Function id -> the worker id of its only provider, or several ids in order of arrival. A dict for each of
+        # 100,000 functions would cost as much as everything else together.
         self._holders: dict[str, str | dict[str, None]] = {}
-        # Workers that left, with what they offered: still named in `_holders` until `tidy`. When a host dies, the users
-        # of a hundred replicas are to hear of it first, and its rows are looked for in memory afterwards.
+        # Workers that left, with their functions: `_holders` still names them until `tidy`. When a host dies, the users
+        # of a hundred replicas hear of it first; its rows are removed from memory afterwards.
         self._gone: dict[str, dict[str, bytes]] = {}
-        self._several = 0  # functions whose holders are a dict
-        self._ids: dict[str, str] = {}  # every worker id once: each row that is unpacked brings a copy of its own
+        self._several = 0  # number of functions whose holders are a dict
+        self._ids: dict[str, str] = {}  # one copy of every worker id: each unpacked row brings another one
 
     @property
     def digest(self) -> bytes:
@@ -135,7 +135,7 @@ class Content:
         return self.holder_count(function_id) > 0
 
     def holders(self, function_id: str) -> list[str]:
-        """The ids of the workers that offer the function, those who came first first."""
+        """The ids of the workers that offer the function, in order of arrival."""
         holder = self._holders.get(function_id, {})
         holders = [holder] if isinstance(holder, str) else list(holder)
         return [worker_id for worker_id in holders if worker_id not in self._gone] if self._gone else holders
@@ -150,7 +150,7 @@ class Content:
         return 1 if isinstance(holder, str) else len(holder)
 
     def others(self, leave: Leave) -> dict[str, int]:
-        """Function id -> how many workers still offer what the one that left did, where there are any."""
+        """Of the functions that left: function id -> how many workers still offer it, if any do."""
         if not self._several:
             return {}
         holders, own = self._holders, leave.worker_id
@@ -163,12 +163,12 @@ class Content:
         return list(self._offers.get(worker_id, ()))
 
     def get(self, key: RowKey) -> bytes | None:
-        """The row's bytes, None when there is none."""
+        """The row's bytes, or None."""
         worker_id, function_id = key
         return self._offers.get(worker_id, {}).get(function_id) if function_id else self._workers.get(worker_id)
 
     def items(self) -> Iterator[tuple[RowKey, bytes]]:
-        """All rows, the workers' own ones first. Not while another thread writes."""
+        """All rows, the workers' own first. Do not call it while another thread writes."""
         for worker_id, row in self._workers.items():
             yield (worker_id, ""), row
         for worker_id, offers in self._offers.items():
@@ -178,9 +178,9 @@ class Content:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def load(self, rows: Iterable[bytes], read: Callable[[bytes], RowRead] = read_row) -> None:
-        """Adds rows that are not here yet, as they come in a snapshot, in one tight loop.
+        """Adds the new rows of a snapshot, in one tight loop.
 
-        Raises: ProtocolError for a malformed or a repeated row; the content is of no use then.
+        Raises: ProtocolError for a malformed or repeated row; the content is then useless.
         """
         holders, shares = self._holders, self._shares
         previous, worker_id = None, ""
@@ -201,9 +201,9 @@ class Content:
                 self._add_holder(function_id, worker_id)
 
     def apply(self, step: Step) -> Applied | None:
-        """Applies the delta and returns what it did, or None when the digest would then not be the delta's.
+        """Applies the delta and returns its result, or None if the digest would not match the delta's.
 
-        In that case nothing is changed: the state before was checked once, and is better than one that never was.
+        Then nothing is changed: the old state was verified once, and is better than one that never was.
         """
         edits, shares = self._edits_of(step)
         if step.leaver:
@@ -226,7 +226,7 @@ class Content:
         return Applied(edits, leave)
 
     def tidy(self) -> None:
-        """Forgets what those offered that left."""
+        """Forgets the functions of workers that have left."""
         if not self._gone:
             return
         for worker_id, offers in self._gone.items():
@@ -235,7 +235,7 @@ class Content:
         self._gone = {}
 
     def edits_to(self, other: Content) -> list[Edit]:
-        """What turns this content into the other one."""
+        """The edits that turn this content into the other one."""
         edits: list[Edit] = [(key, row, None) for key, row in self.items() if other.get(key) is None]
         edits += [(key, self.get(key), row) for key, row in other.items() if self.get(key) != row]
         return edits
@@ -243,14 +243,14 @@ class Content:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _drop_worker(self, worker_id: str) -> Leave:
-        """Every row of the worker goes."""
+        """Drops every row of the worker."""
         own = self._ids.pop(worker_id)
-        offers = self._gone[own] = self._offers[own]  # before it goes: who reads meanwhile is to see one or the other
+        offers = self._gone[own] = self._offers[own]  # before the next line: a reader must find it in one of the two
         del self._offers[own]
         return Leave(own, self._workers.pop(own), offers)
 
     def _edits_of(self, step: Step) -> tuple[list[Edit], dict[str, int]]:
-        """What its drops and puts are to this content, and by how much that changes the shares of whom."""
+        """The edits that the step's drops and puts make here, and by how much they change each worker's share."""
         edits: list[Edit] = []
         shares: dict[str, int] = {}
         row_hash, workers, offers = wire.row_hash, self._workers, self._offers
@@ -287,7 +287,7 @@ class Content:
                     self._add_holder(function_id, worker_id)
 
     def _shelf(self, worker_id: str) -> tuple[str, dict[str, bytes]]:
-        """The one copy of the worker's id, and its offers; both are there while the worker has any row."""
+        """The one copy of the worker's id, and its offers; both exist while the worker has any row."""
         worker_id = self._ids.setdefault(worker_id, worker_id)
         return worker_id, self._offers.setdefault(worker_id, {})
 
@@ -303,7 +303,7 @@ class Content:
             del self._offers[worker_id], self._ids[worker_id]
 
     def _add_holder(self, function_id: str, worker_id: str) -> None:
-        """It is none yet."""
+        """Adds a worker that is not yet a holder."""
         holder = self._holders.setdefault(function_id, worker_id)
         if isinstance(holder, dict):
             holder[worker_id] = None

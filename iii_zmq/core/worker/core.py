@@ -1,17 +1,17 @@
-"""WorkerCore: one branch per message, everything else in straight leaves beside it.
+"""WorkerCore: one branch per message; the work is done in straight leaves beside it.
 
-    membership   the connection and the session          outgoing   calls this worker makes
-    following    the replica's feed                      incoming   calls this worker runs
-    offers       what is registered                      signals    what passes to and from the shell
+    membership   the connection and the session          outgoing   calls that this worker makes
+    sync         keeps the replica level                 incoming   calls that this worker runs
+    offers       the registered functions                events     messages between this core and its shell
 
-    receive(sender, message, now)   `sender` is BROKER, STREAM or LINK
-    tick(now)                       what is due: heartbeats, deadlines, phases that last too long
+    receive(sender, message, now)   handles one message; `sender` is BROKER, STREAM or LINK
+    tick(now)                       does what is due: heartbeats, deadlines, phases that last too long
     next_deadline()                 when `tick` is next due
-    take_outbox()                   (BROKER, message) and (LINK, order), to be carried out in this order
+    take_outbox()                   (BROKER, message) and (LINK, order), to carry out in this order
     take_events()                   what the facade must know or do
 
-Invariant: whatever a session carried ends with it. Calls that were sent fail, calls that run here are orphaned, and
-registrations are compared anew, before anything of the next session is applied.
+Invariant: a session takes everything it carried with it. Before anything of the next session is applied, calls that
+were sent fail, calls that run here are orphaned, and registrations are compared again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from .replica import Replica
 from .shared import Shared
 from .sync import Following
 
-OPENINGS_MAX = 3  # Hellos in a row whose presence was not heard, before the control connection is made anew too
+OPENINGS_MAX = 3  # Hellos in a row without a heard presence, before the control connection is replaced, too
 
 
 class WorkerCore:
@@ -97,7 +97,7 @@ class WorkerCore:
 
     def receive(self, sender: str, message: wire.Message | Happening, now: float) -> None:
         """Handles one message, or one event of the Link's sockets."""
-        if isinstance(message, wire.Result):  # these two are most; compiled, a class is found faster so than in a match
+        if isinstance(message, wire.Result):  # the two most frequent: compiled, isinstance is faster than a match
             self.outgoing.on_result(message)
             return
         if isinstance(message, wire.Call):
@@ -127,7 +127,7 @@ class WorkerCore:
                 | wire.Drain() | wire.Bye()
             ):  # fmt: skip
                 self._on_own_words(now)
-            case wire.Bundle():  # one inside another: the Link opens those that stand alone
+            case wire.Bundle():  # a bundle inside a bundle: the Link opens the outer one
                 self.counters["unexpected"] += 1
             case _:
                 self._on_link(message, now)
@@ -147,7 +147,7 @@ class WorkerCore:
         return None if due == math.inf else due
 
     def take_outbox(self) -> Outbox:
-        """What to send and to do, in order."""
+        """Messages to send and orders to carry out, in order."""
         outbox = self._outbox[:]
         self._outbox.clear()
         return outbox
@@ -165,23 +165,23 @@ class WorkerCore:
 
     @property
     def progress(self) -> tuple[int, int, int]:
-        """Differs from what it was before whenever joining has come further: a large registry takes its time."""
+        """A value that changes whenever joining makes progress: a large registry takes its time."""
         return self.membership.furthest, self.following.parts, self.replica.position.seq
 
     def counted(self) -> dict[str, int]:
-        """All counters, so that a reader sees every name from the start."""
+        """All counters, including those that are still zero."""
         return {name: self.counters[name] + self.replica.counters[name] for name in WORKER_COUNTERS}
 
     # -- from the facade -----------------------------------------------------------------------------------------------
 
     def connect(self, now: float) -> None:
-        """Start joining; from here on the worker looks after its session by itself."""
+        """Starts joining; from now on the worker keeps up its session by itself."""
         self.membership.connect(now)
 
     def call(
         self, function_id: str, payload: wire.Payload, timeout_s: float, now: float, target: str = "", flags: int = 0
     ) -> int:
-        """The call's number, which its CallEnded names. Raises: Busy."""
+        """Starts a call; returns its number, which its CallEnded carries. Raises: Busy."""
         number = self._new_number()
         if flags & wire.NO_ANSWER:
             number |= SENDS
@@ -189,11 +189,11 @@ class WorkerCore:
         return number
 
     def register(self, entries: Mapping[str, bytes]) -> int:
-        """The number of the ticket, which its Settled names."""
+        """Starts a registration; returns its ticket number, which its Settled carries."""
         return self.offers.register(entries)
 
     def drain(self) -> None:
-        """Ask for no more calls. Drained tells that the last one has ended."""
+        """Asks the broker for no more calls. Drained comes when the last one has ended."""
         if self.membership.phase == OPEN:
             self._drain_number = self._new_number()
             self._outbox.append((BROKER, wire.Drain(self._drain_number)))
@@ -207,7 +207,7 @@ class WorkerCore:
             self._lose_session("a signal handler raised while the worker read or sent", now)
 
     def leave(self) -> None:
-        """Say Bye: functions go at once, results of running calls are still sent until `end`."""
+        """Says Bye: the functions go at once; results of running calls are still sent until `end`."""
         if self.membership.phase in (LEFT, OVER):
             return
         if self.membership.linked:
@@ -218,13 +218,13 @@ class WorkerCore:
 
     @property
     def has_left(self) -> bool:
-        """After `leave`: the replica shows that the broker took the Bye, or nothing will ever show it."""
+        """After `leave`: True if the replica shows that the broker took the Bye, or if nothing will ever show it."""
         welcome = self.membership.welcome
         is_shown = self.membership.phase == LEFT and welcome is not None and welcome.worker_id in self.replica.workers
         return not is_shown
 
     def end(self, text: str = "closed") -> None:
-        """No session any more: open calls fail, sockets are closed."""
+        """Ends for good: open calls fail and the sockets are closed."""
         if self.membership.phase != OVER:
             self._pause()
             self.outgoing.close()
@@ -235,7 +235,7 @@ class WorkerCore:
     # -- session -------------------------------------------------------------------------------------------------------
 
     def _say_hello(self, now: float) -> None:
-        """Over the connection that stands: a new session, or the old one with a new stream."""
+        """Says Hello on the current connection: for a new session, or for the old one with a new stream."""
         profile, token, number = self.profile, self.membership.token, self._new_number()
         self._pause()
         functions = self.offers.digest() if token else b""
@@ -271,7 +271,7 @@ class WorkerCore:
             self._apply(lambda: self.following.on_part(sender, part, now), now)
 
     def _open(self, now: float) -> None:
-        """The broker heard our presence: registrations and calls may go."""
+        """The broker heard our presence: registrations and calls may be sent."""
         welcome = self.membership.welcome
         assert welcome is not None
         self._openings = 0
@@ -281,7 +281,7 @@ class WorkerCore:
         self.outgoing.opened(welcome.worker_id, welcome.open_calls_max, now)
 
     def _on_unknown(self, unknown: wire.Unknown, now: float) -> None:
-        """The broker has no session of ours: we were taken for dead, or it is another broker by now."""
+        """The broker has no session for us: it took us for dead, or it is a new broker."""
         if unknown.kind == wire.KIND[wire.Call]:
             self.outgoing.on_unknown(unknown.number)
         if self.membership.phase in (OPENING, OPEN):
@@ -289,11 +289,12 @@ class WorkerCore:
             self._say_hello(now)
 
     def _on_own_words(self, now: float) -> None:
-        """What only workers say. A port without a listener may connect to itself, and stays taken as long as it does:
-        whoever looks for a broker on the own machine tries so often that its own port comes up as the other end."""
+        """Handles a message that only workers send. TCP can connect a local port without a listener to itself, and that
+        connection keeps the port in use: a worker that looks for a broker on its own machine tries often enough to hit
+        its own port."""
         self.counters["unexpected"] += 1
         if self.membership.phase == GREETING and not self.membership.same_connection:
-            self._lose_session("who takes connections there sends back what it is sent", now)
+            self._lose_session("the program at that address echoes what it receives: it is not a broker", now)
 
     def _on_refuse(self, refuse: wire.Refuse, now: float) -> None:
         if refuse.kind != wire.KIND[wire.Hello]:
@@ -319,10 +320,10 @@ class WorkerCore:
             self._check_level()
 
     def _lose_session(self, trouble: str, now: float, state: str = CONNECTING, *, drop_stream: bool = False) -> None:
-        """The connection is gone or of no use: a fresh control socket.
+        """Replaces a control connection that is lost or useless by a fresh one.
 
-        The stream goes on until a Welcome leads to a new one. A broker that is still there hears by it that we live,
-        and keeps our rows; closing it too made a worker leave and join whenever its control connection was cut.
+        The stream stays until a Welcome leads to a new one. While the broker hears it, it knows that we live and keeps
+        our rows; when the stream was closed too, a cut control connection made the worker leave and join.
         """
         self._purge_outbox(now)
         self._pause()
@@ -339,7 +340,7 @@ class WorkerCore:
             self._events.append(Drained())
 
     def _purge_outbox(self, now: float) -> None:
-        """What was not handed to the socket yet belongs to no session any more; calls may wait for the next one."""
+        """Drops messages that the socket has not taken: their session is gone. Calls may wait for the next one."""
         unsent = [message for to, message in self._outbox if to == BROKER]
         self._outbox[:] = [item for item in self._outbox if item[0] != BROKER]
         for message in unsent:
@@ -362,7 +363,7 @@ class WorkerCore:
             self._beat(self.membership.pop_heartbeat(now, with_beacon=True))
 
     def _apply(self, feed: Callable[[], list[Change]], now: float) -> None:
-        """Feeds the replica; what it can't read is dropped, and shows as a gap or as an answer of no use."""
+        """Feeds the replica. Anything it can't read is dropped, and shows up as a gap or as a broken answer."""
         before = self.replica.position
         try:
             changes = feed()
@@ -374,13 +375,13 @@ class WorkerCore:
         self._follow(now)
 
     def overrun(self, now: float) -> None:
-        """The Link threw away what waited on the stream, because it was too much."""
+        """The Link discarded the waiting stream messages because there were too many."""
         self.following.overrun()
         self.membership.heard(now)
         self._follow(now)
 
     def _follow(self, now: float) -> None:
-        """Ask for what is missing, and see whether nothing is."""
+        """Asks for what is missing, and checks whether the worker is level."""
         if self.membership.phase != OPEN:
             return
         if self.replica.wanted == "epoch":
@@ -428,7 +429,7 @@ class WorkerCore:
             self.end()
         elif phase == AWAITING_CONNECTION:
             self.counters["handshakes_failed"] += 1
-            self._lose_session("who takes connections there is no broker: the handshake failed", now)
+            self._lose_session("the program at that address is not a broker: the handshake failed", now)
         elif phase in (GREETING, OPENING, OPEN):
             self._lose_session("the connection to the broker was lost", now)
 
@@ -441,7 +442,7 @@ class WorkerCore:
             self.membership.stream_failed("", self._openings, now)
 
     def _on_failed(self, failure: Failed | StreamFailed, phase: str, now: float) -> None:
-        """A handshake, or sockets that could not be made. The stream of a session that is over does not matter."""
+        """A handshake failed, or sockets could not be made. The stream of an ended session does not matter."""
         if phase == AWAITING_CONNECTION and isinstance(failure, Failed):
             self.counters["handshakes_failed"] += 1
             self._lose_session(failure.text, now)

@@ -1,10 +1,10 @@
-"""What passes between a WorkerCore and whoever drives it: names, orders and events, and nothing that decides.
+"""Messages between a WorkerCore and its shell: names, orders and events. Decides nothing.
 
     Link -> core    `receive(BROKER | STREAM, wire message)`, `receive(LINK, one of Happening)`
     core -> Link    `take_outbox()`: `(BROKER, wire message)`, `(LINK, one of Order)`
-    core -> facade  `take_events()`: one of Event
+    core -> facade  `take_events()`: each is one of Event
 
-A simulator plays the Link: it carries out orders and reports happenings, without a socket.
+A simulator can play the Link: it carries out orders and reports happenings without a socket.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ LINK: Final = "link"  # the sockets themselves
 
 @dataclass(slots=True)
 class Reached:
-    """Somebody took the control socket's connection; whether it is a broker is not known yet."""
+    """A program accepted the control socket's connection; it may or may not be a broker."""
 
 
 @dataclass(slots=True)
 class Connected:
-    """The control socket's handshake with the broker is done: what is sent now leaves."""
+    """The control socket's handshake with the broker is complete: from now on messages leave."""
 
 
 @dataclass(slots=True)
 class Disconnected:
-    """The control socket's connection is gone; everything that had arrived over it was delivered before this.
+    """The control socket's connection is lost; everything that arrived over it was delivered before this.
 
-    Before Connected it means that the handshake failed. Nobody tells whether libzmq will try again.
+    Before Connected it means that the handshake failed. libzmq does not say whether it will try again.
     """
 
 
 @dataclass(slots=True)
 class StreamConnected:
-    """The stream socket's handshake is done."""
+    """The stream socket's handshake is complete."""
 
 
 @dataclass(slots=True)
 class StreamDisconnected:
-    """The stream socket's connection is gone: deltas may have been lost. Or its handshake failed, as above."""
+    """The stream socket's connection is lost, so deltas may be lost; or its handshake failed, as above."""
 
 
 @dataclass(slots=True)
@@ -60,14 +60,14 @@ class Failed:
 
 @dataclass(slots=True)
 class StreamFailed:
-    """A handshake of the stream socket failed, likewise."""
+    """The same for the stream socket."""
 
     text: str
 
 
 @dataclass(slots=True)
 class Unsent:
-    """The control socket did not take this message: no connection. It never left."""
+    """The control socket did not take this message because there is no connection. It never left."""
 
     message: wire.Message
 
@@ -79,7 +79,7 @@ Happening = Reached | Connected | Disconnected | StreamConnected | StreamDisconn
 
 @dataclass(slots=True)
 class Connect:
-    """Make a fresh control socket, closing an old one. Times in milliseconds, for ZMTP heartbeats."""
+    """Close an old control socket and make a fresh one. The times are for ZMTP heartbeats."""
 
     url: str
     heartbeat_ms: int
@@ -88,7 +88,7 @@ class Connect:
 
 @dataclass(slots=True)
 class OpenStream:
-    """Make a fresh stream socket, closing an old one, and subscribe to `topics` in this order."""
+    """Close an old stream socket, make a fresh one, and subscribe to `topics` in this order."""
 
     url: str
     topics: tuple[bytes, ...]
@@ -108,12 +108,12 @@ class Unsubscribe:
 
 @dataclass(slots=True)
 class DropControl:
-    """Close the control socket alone: as long as the stream stands, its presence tells the broker that we live."""
+    """Close the control socket only: while the stream is up, its presence tells the broker that we live."""
 
 
 @dataclass(slots=True)
 class Disconnect:
-    """Close both sockets; what was sent may linger a moment."""
+    """Close both sockets; sent messages may linger for a moment."""
 
 
 Order = Connect | OpenStream | Subscribe | Unsubscribe | DropControl | Disconnect
@@ -123,12 +123,12 @@ Outbox = list[tuple[str, wire.Message | Order]]
 # -- core -> facade ----------------------------------------------------------------------------------------------------
 
 CONNECTING, CONNECTED, STALE, CLOSED = "connecting", "connected", "stale", "closed"
-NEW = "new"  # before start; never told as a change of state
+NEW = "new"  # before start; never reported as a change of state
 
 
 @dataclass(slots=True)
 class StateChanged:
-    """`text` says why, for logs."""
+    """The worker's state changed; `text` says why, for logs."""
 
     state: str
     text: str
@@ -136,24 +136,24 @@ class StateChanged:
 
 @dataclass(slots=True)
 class Troubled:
-    """Why there is no session, when that is another reason than before: for logs."""
+    """There is a new reason why there is no session; for logs."""
 
     text: str
 
 
 @dataclass(slots=True)
 class Changes:
-    """The replica moved on: what it went through, in order; empty where nobody hears of changes."""
+    """The replica moved on; `changes` are in order, and empty if nobody listens."""
 
     changes: list[Change]
 
 
-# Each call makes one of these in either worker, and an `__init__` written out is compiled with the rest.
+# Every call makes one of these at the caller and one at the provider. An `__init__` that is written out gets compiled.
 
 
 @dataclass(slots=True, eq=False, init=False)
 class CallEnded:
-    """One of our calls has its outcome: the packed result, or the failure to raise."""
+    """One of our calls has ended: with the packed result, or with the failure to raise."""
 
     number: int
     outcome: wire.Payload | CallFailed
@@ -165,10 +165,10 @@ class CallEnded:
 
 @dataclass(slots=True, eq=False, init=False)
 class RunCall:
-    """A call to run; hand this very object back with its outcome.
+    """A call to run; hand back this same object with its outcome.
 
-    `deadline` is on the core's clock. `epoch` is that of the broker that handed it over: a fence means something only
-    within it. `cancelled` turns True when nobody waits for the outcome any more.
+    `deadline` is on the core's clock. `epoch` is the epoch of the broker that handed it over: a fence is valid only
+    within that epoch. `cancelled` becomes True when nobody waits for the outcome any more.
     """
 
     number: int
@@ -193,14 +193,14 @@ class RunCall:
 
 @dataclass(slots=True)
 class CancelCall:
-    """Nobody waits for this one any more; it must still be handed back."""
+    """Nobody waits for this call any more; it must still be handed back."""
 
     run: RunCall
 
 
 @dataclass(slots=True)
 class Settled:
-    """Every function of this ticket is acknowledged and visible in the replica, or refused: (id, code, text)."""
+    """Every function of this ticket is acknowledged and visible in the replica, or refused as (id, code, text)."""
 
     ticket: int
     refusals: list[tuple[str, str, str]] = field(default_factory=list)
@@ -208,14 +208,14 @@ class Settled:
 
 @dataclass(slots=True)
 class NotOffered:
-    """On rejoining, the broker refused functions that it had accepted before: (id, code, text)."""
+    """After a rejoin the broker refused functions that it had accepted before: (id, code, text)."""
 
     refusals: list[tuple[str, str, str]]
 
 
 @dataclass(slots=True)
 class Drained:
-    """The broker hands out no more calls to this worker, and none is left (or there is no broker to ask)."""
+    """The broker hands no more calls to this worker and none is left, or there is no broker to ask."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
-"""Calls that this worker was handed, from their arrival to the one answer that frees their slot at the broker.
+"""Calls that this worker runs, from their arrival to the one answer that frees their slot at the broker.
 
-Invariant: every call that arrives is answered exactly once, also when it is cancelled or wants no answer: the answer is
-what frees the slot. Only a call from another epoch is not, because its number may mean another call by now.
-Deadlines are not watched here: the broker does that, and says Cancel.
+Invariant: every call that arrives is answered exactly once, even if it is cancelled or wants no answer, because the
+answer frees the slot. The exception is a call from another epoch: by now its number may mean another call. This module
+does not watch deadlines: the broker does, and sends Cancel.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Incoming:
         self._events = events
         self._counters = counters
         self._running: dict[int, RunCall] = {}
-        self.epoch = ""  # of the session, once there is one
+        self.epoch = ""  # the session's epoch, once there is a session
 
     def __len__(self) -> int:
         return len(self._running)
 
     def on_call(self, call: wire.Call, offered: bool, now: float) -> None:
-        """Run it, unless it can't be."""
+        """Runs the call, or answers it at once if it can't run."""
         number = call.number
         if number in self._running:
             self._counters["unexpected"] += 1
@@ -59,17 +59,17 @@ class Incoming:
             self._outbox.append((BROKER, _raised(run.number, type_name, text)))
 
     def decline(self, run: RunCall) -> None:
-        """It was not started: cancelled or too late while it waited for its turn."""
+        """Declines a call that was cancelled or expired in the queue."""
         if self._close(run):
             self._outbox.append((BROKER, _too_late(run.number, run.function_id)))
 
     def disown(self, run: RunCall) -> None:
-        """It was not started: the function was unregistered meanwhile. Another provider may have it."""
+        """Returns a call whose function was unregistered before it started: another provider may take it."""
         if self._close(run):
             self._outbox.append((BROKER, _not_offered(run.number, run.function_id)))
 
     def orphan(self) -> None:
-        """These calls belong to a broker that is gone: whatever becomes of them, nobody is told."""
+        """Orphans all running calls: their broker is gone, so nobody hears of their outcome."""
         running, self._running = self._running, {}
         for run in running.values():
             run.cancelled = True
@@ -84,17 +84,17 @@ class Incoming:
 
 
 def _not_offered(number: int, function_id: str) -> wire.Failure:
-    text = f"{function_id} is not offered here any more"
+    text = f"{function_id} is no longer offered here"
     return wire.Failure(number, errors.NO_PROVIDER, "not_handed_over", "", text)
 
 
 def _too_late(number: int, function_id: str) -> wire.Failure:
-    text = f"{function_id}: its time was over before it was started"
+    text = f"{function_id}: timed out before it was started"
     return wire.Failure(number, errors.TIMEOUT, "not_handed_over", "", text)
 
 
 def _raised(number: int, type_name: str, text: str) -> wire.Failure:
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate in a message must not cost the answer
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate in the message must not stop the answer
     if len(text) > wire.TEXT_CHARS_MAX:
         text = text[: wire.TEXT_CHARS_MAX - 3] + "..."
     return wire.Failure(number, errors.HANDLER_FAILED, "executed", type_name, text)

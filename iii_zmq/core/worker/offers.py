@@ -1,12 +1,12 @@
-"""What this worker offers: what the user wants offered, what the broker holds of it, and who waits for the difference.
+"""The functions that this worker offers: as the user wants them, as the broker holds them, and who awaits the rest.
 
-    `wanted`   function id -> packed entry: the single truth of what the user registered
-    `_held`    the same as the broker acknowledged it in this line of sessions
+    `wanted`   function id -> packed entry: what the user registered, the single truth
+    `_held`    the same, as the broker acknowledged it in this line of sessions
     tickets    one for each register or unregister that somebody waits for
 
-A ticket is settled when the broker answered for each of its functions *and* the replica shows it, so that a worker that
-has registered sees its own registration. A session that is lost takes `_held` along unless the broker says `kept`; then
-the difference between `wanted` and `_held` is sent again, and tickets wait for that instead.
+A ticket is settled when the broker has answered for each of its functions *and* the replica shows the result, so that a
+worker sees its own registration. When a session is lost, `_held` is lost with it unless the broker says `kept`. Then
+the difference between `wanted` and `_held` is sent again, and the tickets wait for that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ... import errors, wire
 from .changes import Position
 from .events import BROKER, Events, NotOffered, Outbox, Settled
 
-FRAME_BYTES_MAX = 900_000  # of entries in one Register: below CONTROL_BYTES_MAX with its framing
+FRAME_BYTES_MAX = 900_000  # bytes of entries in one Register: with its framing below CONTROL_BYTES_MAX
 
 Refusal = tuple[str, str, str]
 """(function id, code, text)."""
@@ -26,15 +26,15 @@ Refusal = tuple[str, str, str]
 
 @dataclass(slots=True)
 class _Batch:
-    """One Register or Unregister on its way, in the order sent; None for a function that is to go."""
+    """One Register or Unregister on its way, in the order sent. None marks a function to unregister."""
 
     items: list[tuple[str, bytes | None]]
 
 
 @dataclass(slots=True)
 class _Ticket:
-    items: dict[str, bytes | None]  # what was asked
-    open: dict[str, bytes | None]  # what the broker has not answered yet
+    items: dict[str, bytes | None]  # everything requested
+    open: dict[str, bytes | None]  # the part that the broker has not answered yet
     refusals: list[Refusal] = field(default_factory=list)
     epoch: str = ""
     seq: int = 0
@@ -53,32 +53,32 @@ class Offers:
         self._tickets: dict[int, _Ticket] = {}
         self._open = False
         self._batch_max = wire.BATCH_MAX
-        self._acknowledged = Position("", 0)  # where the registry stood with the latest Ack
+        self._acknowledged = Position("", 0)  # the registry's position in the latest Ack
 
     def is_settled(self, position: Position) -> bool:
-        """Nothing is on its way, nobody waits, and a replica at `position` shows what was acknowledged last."""
+        """True if nothing is on its way, nobody waits, and a replica at `position` shows the latest Ack."""
         if self._batches or self._tickets:
             return False
         return position.epoch != self._acknowledged.epoch or position.seq >= self._acknowledged.seq
 
     @property
     def waiting(self) -> bool:
-        """Somebody waits for a ticket."""
+        """True if somebody waits for a ticket."""
         return bool(self._tickets)
 
     def digest(self) -> bytes:
-        """For a Hello: what the broker should hold of ours."""
+        """For a Hello: the digest of our functions that the broker should hold."""
         return wire.functions_digest(list(self._held.values()))
 
     # -- from the facade -----------------------------------------------------------------------------------------------
 
     def register(self, entries: Mapping[str, bytes]) -> int:
-        """Returns the ticket whose Settled tells the end."""
+        """Starts a registration; returns the number of its ticket, which its Settled carries."""
         self.wanted.update(entries)
         return self._change(dict(entries))
 
     def unregister(self, function_ids: Iterable[str]) -> int:
-        """Returns the ticket whose Settled tells the end."""
+        """Starts an unregistration; returns the number of its ticket, which its Settled carries."""
         gone: dict[str, bytes | None] = dict.fromkeys(function_ids)
         for function_id in gone:
             self.wanted.pop(function_id, None)
@@ -89,13 +89,13 @@ class Offers:
         return number in self._tickets
 
     def abandon(self, number: int) -> None:
-        """Nobody waits for this ticket any more, and no Settled comes. What it asked stays wanted."""
+        """Nobody waits for this ticket any more: no Settled comes. What it requested stays wanted."""
         self._tickets.pop(number, None)
 
     # -- from the core -------------------------------------------------------------------------------------------------
 
     def opened(self, kept: bool, batch_max: int) -> None:
-        """The broker takes registrations now. `kept`: it still holds what it acknowledged before."""
+        """The broker takes registrations from now on. `kept`: it still holds everything that it acknowledged before."""
         self._open = True
         self._batch_max = max(1, batch_max)
         if not kept:
@@ -103,18 +103,18 @@ class Offers:
         for ticket in self._tickets.values():
             refused = {name for name, _, _ in ticket.refusals}
             ticket.open = {name: entry for name, entry in ticket.items.items() if name not in refused}
-            ticket.epoch, ticket.seq = "", 0  # where it was visible may be another broker's: level is enough
+            ticket.epoch, ticket.seq = "", 0  # its old position may be another broker's: being level is enough
         self._send([(name, entry) for name, entry in self.wanted.items() if self._held.get(name) != entry])
         self._send([(name, None) for name in self._held if name not in self.wanted])
         self._drop_answered()
 
     def paused(self) -> None:
-        """The session is gone: what was on its way may or may not have arrived."""
+        """The session is gone: a batch on its way may or may not have arrived."""
         self._open = False
         self._batches.clear()
 
     def on_ack(self, ack: wire.Ack) -> bool:
-        """Whether it answers a batch."""
+        """Takes an Ack; False if it does not answer a batch."""
         batch = self._batches.pop(ack.number, None)
         if batch is None:
             return False
@@ -124,7 +124,7 @@ class Offers:
         return True
 
     def on_refuse(self, refuse: wire.Refuse) -> bool:
-        """Whether it refuses a batch, as a whole."""
+        """Takes a Refuse of a whole batch; False if it does not refuse one."""
         batch = self._batches.pop(refuse.number, None)
         if batch is None:
             return False
@@ -161,13 +161,13 @@ class Offers:
             self._outbox.append((BROKER, message))
 
     def _drop_answered(self) -> None:
-        """What the broker holds as it is wanted now was not sent again: no answer will come."""
+        """Closes what needs no answer: a function that the broker already holds as it is wanted was not sent again."""
         for ticket in self._tickets.values():
             for name in [name for name in ticket.open if self._held.get(name) == self.wanted.get(name)]:
                 del ticket.open[name]
 
-    # Numbers of tickets and batches grow together: a batch answers only the tickets that were there when it was sent.
-    # Entries can't tell that: in "unregister, register, unregister" the first answer looks like the third one's.
+    # Tickets and batches share one sequence of numbers: a batch answers only tickets that are older than itself. The
+    # entries can't tell that: in "unregister, register, unregister" the first answer looks like the third one.
 
     def _take_answer(
         self, number: int, batch: _Batch, refused: dict[int, tuple[str, str]], at: tuple[str, int]
@@ -188,13 +188,13 @@ class Offers:
             self._events.append(NotOffered(homeless))
 
     def _answer_tickets(self, number: int, name: str, entry: bytes | None, at: tuple[str, int]) -> None:
-        """This answer also ends whoever waits for an earlier version, if it is for the one wanted now."""
+        """An answer for the version that is wanted now also ends the wait for earlier versions."""
         for ticket in self._tickets_before(number, name, entry):
             del ticket.open[name]
             ticket.epoch, ticket.seq = at
 
     def _refuse_tickets(self, number: int, name: str, entry: bytes | None, refusal: Refusal) -> bool:
-        """Whether somebody waits for this one. If so it is wanted no longer; else the next session tries again."""
+        """True if a ticket waits for this one: it is then no longer wanted. Else the next session tries again."""
         is_latest = self._is_latest(number, name, entry)
         waiting = self._tickets_before(number, name, entry)
         for ticket in waiting:
@@ -205,7 +205,7 @@ class Offers:
         return bool(waiting)
 
     def _tickets_before(self, number: int, name: str, entry: bytes | None) -> list[_Ticket]:
-        """The tickets that the answer to batch `number` ends for this function."""
+        """The tickets for which the answer to batch `number` settles this function."""
         is_latest = self._is_latest(number, name, entry)
         return [
             ticket
@@ -214,7 +214,7 @@ class Offers:
         ]
 
     def _is_latest(self, number: int, name: str, entry: bytes | None) -> bool:
-        """Whether nothing else was asked of this function since the batch was sent."""
+        """True if nothing newer was requested for this function since the batch was sent."""
         later = any(asked > number and name in ticket.open for asked, ticket in self._tickets.items())
         return not later and self.wanted.get(name) == entry
 
@@ -240,7 +240,7 @@ def _batches(items: list[tuple[str, bytes | None]], batch_max: int) -> Iterable[
 
 
 def first_refusal(refusals: list[Refusal], asked: int) -> errors.Refused:
-    """What to raise: the first one, and what became of the others."""
+    """The exception to raise: the first refusal, and how many functions were accepted."""
     name, code, text = refusals[0]
     accepted = asked - len(refusals)
     rest = f"; {accepted} of {asked} functions were accepted" if accepted else ""

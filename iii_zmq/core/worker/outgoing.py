@@ -1,11 +1,11 @@
-"""Calls that this worker makes, from the moment they are asked for to their one outcome.
+"""Calls that this worker makes, from the request to their one outcome.
 
     asked --(a session is open)--> sent --(Result, Failure, deadline, connection lost, given up)--> ended
     asked --(no session)--> waiting --(session opens)--> sent
                                     --(its timeout, or `patience_s`)--> ended: not handed over
 
-Invariant: a number is in at most one of `_waiting` and `_sent`, and leaves with exactly one CallEnded, or none when the
-caller itself gave up. Numbers grow, so everything sent before a Hello has a smaller number than that Hello.
+Invariant: a number is in at most one of `_waiting` and `_sent`, and leaves with exactly one CallEnded, or with none if
+the caller gives up. Numbers grow, so everything sent before a Hello has a smaller number than that Hello.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..deadlines import whole_ms
 from .events import BROKER, CallEnded, Events, Outbox
 from .sends import Sends
 
-GRACE_S: Final = 0.030  # what the broker gets after a deadline to tell the call's fate
+GRACE_S: Final = 0.030  # the broker's time after a deadline to report the call's fate
 OPEN_CALLS_MAX: Final = 4096  # until a Welcome says otherwise
-SENDS: Final = 1 << 62  # bit of numbers whose answer nobody waits for: a Failure to one is counted, not looked up
+SENDS: Final = 1 << 62  # marks numbers whose answer nobody awaits: a Failure for one is counted, not looked up
 
 
 @dataclass(slots=True, init=False)
@@ -39,11 +39,11 @@ class _Sent:
 class _Waiting:
     call: wire.Call
     deadline: float
-    until: float  # the earlier of the deadline and the moment patience ends
+    until: float  # the earlier of the deadline and the end of patience
 
 
 class Outgoing:
-    """The table of open calls. `due` is when `tick` has something to do; early by up to one scan, never late."""
+    """The table of open calls. `due` is when `tick` has work to do; it may be one scan too early, never late."""
 
     def __init__(self, outbox: Outbox, events: Events, counters: Counters, patience_s: float) -> None:
         self._outbox = outbox
@@ -54,7 +54,7 @@ class Outgoing:
         self._waiting: dict[int, _Waiting] = {}
         self._sends = Sends(outbox)
         self.open_calls_max = OPEN_CALLS_MAX
-        self.caller: str | None = None  # our worker id while calls are accepted by the broker
+        self.caller: str | None = None  # our worker id while the broker accepts calls
         self._closed = False
         self.due = math.inf
 
@@ -73,16 +73,16 @@ class Outgoing:
         flags: int,
         now: float,
     ) -> None:
-        """Raises: Busy when too many calls are open; Closed after `close`."""
+        """Raises: Busy if too many calls are open; Closed after `close`."""
         if self._closed:
             raise errors.Closed("the worker was closed")
         if len(self._sent) + len(self._waiting) >= self.open_calls_max:
-            text = f"{function_id}: {self.open_calls_max} calls of this worker are open already, which is the limit"
+            text = f"{function_id}: this worker already has {self.open_calls_max} open calls, which is the limit"
             self._counters["calls_refused"] += 1
             raise errors.Busy(text, "not_handed_over", errors.BUSY)
         if flags & wire.NO_ANSWER and self._sends.is_full:
             self._counters["calls_refused"] += 1
-            text = f"{function_id}: more is on its way already than the broker has read"
+            text = f"{function_id}: too many sends are on their way that the broker has not read yet"
             raise errors.Busy(text, "not_handed_over", errors.BUSY)
         deadline = now + timeout_s
         call = wire.Call(number, function_id, self.caller or "", whole_ms(timeout_s), target, flags, 0, payload)
@@ -96,7 +96,7 @@ class Outgoing:
         return number in self._sent or number in self._waiting
 
     def give_up(self, number: int) -> None:
-        """The caller waits no longer: the broker is told, and no CallEnded comes."""
+        """The caller gives up: the broker is told, and no CallEnded comes."""
         if self._waiting.pop(number, None) is None and self._sent.pop(number, None) is not None:
             self._counters["calls_given_up"] += 1
             self._outbox.append((BROKER, wire.Cancel(number)))
@@ -104,7 +104,7 @@ class Outgoing:
     # -- from the broker -----------------------------------------------------------------------------------------------
 
     def on_result(self, result: wire.Result) -> None:
-        if len(result.payload) > wire.INLINE_BYTES_MAX:  # it came as a frame of its own: the broker counts those
+        if len(result.payload) > wire.INLINE_BYTES_MAX:  # it came as a frame of its own, which the broker counts
             self._outbox.append((BROKER, wire.Received(result.number, 0)))
         if self._sent.pop(result.number, None) is not None:
             self._events.append(CallEnded(result.number, result.payload))
@@ -126,15 +126,15 @@ class Outgoing:
             self._counters["answers_late"] += 1
 
     def on_unknown(self, number: int) -> None:
-        """The broker knows no session of ours: this call went nowhere."""
+        """The broker has no session for us: this call reached no provider."""
         sent = self._sent.pop(number, None)
         if sent is not None:
-            self._end(number, f"{sent.function_id}: the broker had lost this worker's session", "not_handed_over")
+            self._end(number, f"{sent.function_id}: the broker no longer knew this worker's session", "not_handed_over")
 
     # -- from the core -------------------------------------------------------------------------------------------------
 
     def opened(self, caller: str, open_calls_max: int, now: float) -> None:
-        """The broker takes calls now: what waited goes out, in its order, with the time that is left."""
+        """The broker takes calls from now on: waiting ones are sent in order, with their remaining time."""
         self.caller = caller
         self.open_calls_max = open_calls_max
         waiting, self._waiting = list(self._waiting.values()), {}
@@ -144,16 +144,16 @@ class Outgoing:
             self._send(one.call, one.deadline)
 
     def paused(self) -> None:
-        """No session for now: further calls wait."""
+        """There is no session: further calls wait."""
         self.caller = None
         self._sends.reset()
 
     def close(self) -> None:
-        """No further calls; the open ones may still end."""
+        """Takes no further calls; the open ones may still end."""
         self._closed = True
 
     def unsent(self, call: wire.Call, now: float) -> None:
-        """The socket did not take it: nobody can have seen it, so it waits for the next session."""
+        """The socket did not take the call, so nobody can have seen it: it waits for the next session."""
         sent = self._sent.pop(call.number, None)
         if sent is not None:
             self._wait(call, sent.deadline, now)
@@ -161,13 +161,13 @@ class Outgoing:
             self._counters["sends_failed"] += 1
 
     def lose_sent(self, before: int, text: str) -> None:
-        """The session that carried the calls numbered below `before` is gone."""
+        """The session is gone that carried the calls numbered below `before`."""
         for number in [number for number in self._sent if number < before]:
             sent = self._sent.pop(number)
             self._end(number, f"{sent.function_id}: {text}", "possibly_executed")
 
     def lose_all(self, text: str) -> None:
-        """No session will come any more."""
+        """There will be no further session: every open call fails."""
         self.lose_sent(wire.NUMBER_MAX, text)
         waiting, self._waiting = self._waiting, {}
         for number, one in waiting.items():
@@ -175,9 +175,9 @@ class Outgoing:
         self.due = math.inf
 
     def tick(self, now: float, trouble: str = "") -> None:
-        """Ends what has expired; `trouble` is why there is no session.
+        """Ends expired calls; `trouble` is why there is no session.
 
-        Looks at every open call, but only when some deadline that was set has come.
+        Scans every open call, but only when a deadline has come.
         """
         if now < self.due:
             return
@@ -208,7 +208,7 @@ class Outgoing:
     def _expire(self, number: int, sent: _Sent) -> None:
         self._counters["calls_expired"] += 1
         self._outbox.append((BROKER, wire.Cancel(number)))
-        text = f"{sent.function_id}: no answer within its timeout, and no word from the broker"
+        text = f"{sent.function_id}: timed out, and the broker did not report why"
         error = errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT)
         self._events.append(CallEnded(number, error))
 

@@ -1,20 +1,20 @@
-"""A worker's copy of the registry: in order, without gaps, verified, and able to say what it lacks.
+"""A worker's copy of the registry: ordered, without gaps, verified, and aware of what it lacks.
 
     not awaiting    delta mine+1 -> applied       lower -> ignored       higher -> held back, `wanted` = "gap"
         | expect(number)                          other epoch -> `wanted` = "epoch"
     awaiting        deltas of the stream are held back; the answer's parts come, index by index:
         |             [Snapshot 0 .. Snapshot n (last)]  Replay .. Replay (last)
-        |             a hole, a malformed part or a wrong digest ends it without a result: `wanted` says so
+        |             a hole, a malformed part or a wrong digest ends the answer without a result: `wanted` says so
         | the last Replay part
-    not awaiting    what was held back and now follows is applied; what does not follow is a gap again
+    not awaiting    held deltas that now follow are applied; if one does not follow, that is a gap again
 
-Invariant: once it was complete, what it shows is content that the broker had at `position`, checked by digest. So a
-delta whose digest would not come out right is *not* applied: the state before it was right once, and one that never was
-would be shown for as long as the repair takes. A snapshot is collected beside the content, and takes its place in one
-assignment once its digest is right and it is not older than what it replaces. (The broker may answer with an older one
-that it has at hand, and the deltas since: those are then applied to the new content before it is shown.)
+Invariant: once the replica was complete, it shows content that the broker had at `position`, checked by digest. So a
+delta whose digest would not match is *not* applied: the state before it was right once, while the state after it never
+was and would be shown until it is repaired. A snapshot is collected beside the content. It replaces the content in one
+assignment when its digest matches and it is not older. (The broker may answer with an older snapshot that it has at
+hand, plus the deltas since; these are then applied to the new content before it is shown.)
 
-It sends nothing and knows no time: whoever holds it looks at `wanted` after each call, and asks again when an answer
+The replica sends nothing and knows no time: its owner looks at `wanted` after each call, and asks again if an answer
 takes too long.
 """
 
@@ -34,7 +34,7 @@ from .views import Function, Functions, WorkerInfo, Workers
 
 __all__ = ["HELD_BYTES_MAX", "HELD_MAX", "Change", "Position", "Replica"]
 
-HELD_MAX = 10_000  # deltas held back: ten seconds of 1,000 changes a second, while a snapshot loads
+HELD_MAX = 10_000  # deltas held back while a snapshot loads: ten seconds of 1,000 changes a second
 HELD_BYTES_MAX = 64 * 1024 * 1024  # as much as the broker keeps for those who resume
 
 Wanted = Literal["gap", "overrun", "digest", "epoch"]
@@ -51,22 +51,22 @@ NOWHERE = Position("", 0)
 
 @dataclass(slots=True)
 class _Answer:
-    """The answer that is awaited, as far as it has come. `at` is where its content stands: staged, or the replica's."""
+    """The awaited answer, as far as it has come. `at` is the position of its content: staged, or the replica's."""
 
     number: int
     broadcast: int | None = None
     next_index: int = 0
     at: Position = NOWHERE
     digest: bytes = b""
-    staged: Content | None = None  # a snapshot's rows, until they take the old content's place
-    has_rows: bool = False  # a Snapshot part came
-    rows_done: bool = False  # the last Snapshot part, or a Replay part, came
+    staged: Content | None = None  # a snapshot's rows, until they replace the old content
+    has_rows: bool = False  # True after a Snapshot part
+    rows_done: bool = False  # True after the last Snapshot part or a Replay part
 
     def is_called(self, number: int) -> bool:
         return number in (self.number, self.broadcast)
 
     def add_rows(self, part: wire.Snapshot, shared: Shared) -> Content | None:
-        """All rows, once the last part has brought the last ones. Raises: ProtocolError."""
+        """Adds the part's rows; returns the content after the last part. Raises: ProtocolError."""
         if self.rows_done:
             raise ProtocolError("rows after the last row of an answer")
         if self.staged is None:
@@ -90,11 +90,11 @@ class _Answer:
 
 
 class Replica:
-    """The registry as far as this worker knows it. Each `on_` returns the changes that users are to hear of, in order.
+    """The registry as this worker knows it. Each `on_` returns the changes to report to users, in order.
 
-    `counters` has: `deltas` applied; `stale_ignored`: deltas, beacons and parts that were known or not awaited; `gaps`,
-    `overruns`, `digest_mismatches`, `foreign_epochs`, as they were found; `snapshots` put in place; `resumes`: answers
-    of missing deltas alone; `snapshots_refused`: older than the replica; `broken_answers`: malformed parts.
+    `counters` has: `deltas` applied; `stale_ignored`: deltas, beacons and parts that were already known or not awaited;
+    `gaps`, `overruns`, `digest_mismatches`, `foreign_epochs` found; `snapshots` put in place; `resumes`: answers with
+    missing deltas only; `snapshots_refused`: older than the replica; `broken_answers`: malformed parts.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Replica:
     ) -> None:
         self._shared = shared or Shared()
         self._shared.join()
-        self._is_watched = is_watched  # whether anybody hears of changes: to name them costs more than to apply them
+        self._is_watched = is_watched  # True if anybody listens: naming changes costs more than applying them
         self.wanted: Wanted | None = None
         self.resumed: bool | None = None
         self.counters = new_counters()
@@ -115,18 +115,18 @@ class Replica:
         self.workers: Mapping[str, WorkerInfo] = Workers(lambda: self._content)
         self._content = Content()
         self._position = NOWHERE
-        self._is_loaded = False  # some snapshot was put in place
-        self._was_complete = False  # from here on, changes are told
-        self._is_snapshot_needed = False  # deltas can't repair what is wrong
-        self._is_thrown_away = False  # stream messages were, since the awaited answer was asked for
+        self._is_loaded = False  # True once a snapshot is in place
+        self._was_complete = False  # once True, changes are reported
+        self._is_snapshot_needed = False  # True if deltas can't repair the content
+        self._is_thrown_away = False  # True if stream messages were discarded since the awaited answer was requested
         self._answer: _Answer | None = None
         self._held = _Held(held_max, held_bytes_max)
 
-    # -- what it knows -------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     @property
     def position(self) -> Position:
-        """Where the content stands; within an epoch it never goes backwards."""
+        """The content's position; within an epoch it never goes backwards."""
         return self._position
 
     @property
@@ -136,11 +136,11 @@ class Replica:
 
     @property
     def complete(self) -> bool:
-        """Whether an answer has come to its end and nothing is known to be missing since."""
+        """True if an answer has ended and nothing is known to be missing since."""
         return self._is_loaded and self.wanted is None and self._answer is None
 
     def has_provider(self, function_id: str) -> bool:
-        """Whether any worker offers the function."""
+        """True if any worker offers the function."""
         return self._content.is_offered(function_id)
 
     def provider_count(self, function_id: str) -> int:
@@ -150,22 +150,22 @@ class Replica:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def sync_position(self) -> Position:
-        """What to say in Hello and Sync: the own position, or ("", 0) when only a snapshot helps."""
+        """The position for Hello and Sync: the replica's own, or ("", 0) if only a snapshot helps."""
         return NOWHERE if self._is_snapshot_needed else self._position
 
     def expect(self, number: int) -> None:
-        """Hello or Sync `number` is on its way: its answer is awaited from now on, and no other."""
+        """Hello or Sync `number` is on its way: from now on its answer is awaited, and no other."""
         self._answer = _Answer(number)
-        self._is_thrown_away = False  # whatever was, the answer to a later question covers it
+        self._is_thrown_away = False  # the answer to a later question covers everything discarded before
         self.wanted = None
 
     def invited(self, broadcast: int) -> None:
-        """The awaited answer comes as broadcast number `broadcast`."""
+        """The awaited answer will come as broadcast `broadcast`."""
         if self._answer is not None:
             self._answer.broadcast = broadcast
 
     def discard(self) -> None:
-        """Stream messages were thrown away unread. An answer that comes another way goes on first: it costs more."""
+        """Stream messages were discarded unread. An answer that does not come by the stream goes on: it cost more."""
         self._held.clear()
         if self._answer is None or self._answer.broadcast is not None:
             self._give_up("overrun")
@@ -175,7 +175,7 @@ class Replica:
     # -- the stream ----------------------------------------------------------------------------------------------------
 
     def on_deltas(self, message: wire.Deltas) -> list[Change]:
-        """Raises: ProtocolError, before any of the deltas was applied."""
+        """Raises: ProtocolError, before any of the deltas is applied."""
         steps = [self._shared.read(data) for data in message.deltas]
         changes = []
         for step in steps:
@@ -183,10 +183,10 @@ class Replica:
         return self._audible(changes)
 
     def on_beacon(self, beacon: wire.Beacon) -> list[Change]:
-        """Compares positions and digests: a lost last delta shows here. Never changes anything."""
+        """Compares positions and digests, which shows a lost last delta. Never changes anything."""
         self._content.tidy()
         if not self._is_loaded or self._answer is not None:
-            return []  # the answer's own digests, and the next beacon, will tell
+            return []  # the answer's own digests and the next beacon will show it
         if beacon.epoch != self._position.epoch:
             self._want("epoch")
         elif beacon.seq > self._position.seq:
@@ -220,7 +220,7 @@ class Replica:
     # -- the answer ----------------------------------------------------------------------------------------------------
 
     def on_snapshot(self, part: wire.Snapshot) -> list[Change]:
-        """Raises: ProtocolError; the answer has then ended without a result."""
+        """Raises: ProtocolError; the answer then ends without a result."""
         answer = self._pop_turn(part)
         if answer is None:
             return []
@@ -232,7 +232,7 @@ class Replica:
         return [] if staged is None else self._audible(self._on_all_rows(answer, staged))
 
     def on_replay(self, part: wire.Replay) -> list[Change]:
-        """Raises: ProtocolError; the answer has then ended without a result, none of the part's deltas applied."""
+        """Raises: ProtocolError; the answer then ends without a result, and none of the part's deltas is applied."""
         answer = self._pop_turn(part)
         if answer is None:
             return []
@@ -244,7 +244,7 @@ class Replica:
         return self._audible(self._on_missed(answer, steps, part.last))
 
     def _pop_turn(self, part: wire.Snapshot | wire.Replay) -> _Answer | None:
-        """The awaited answer, if this is its next part."""
+        """The awaited answer if this is its next part, else None."""
         answer = self._answer
         if answer is None or not answer.is_called(part.number) or part.index < answer.next_index:
             self.counters["stale_ignored"] += 1
@@ -262,7 +262,7 @@ class Replica:
         return []
 
     def _put_in_place(self, answer: _Answer, staged: Content) -> list[Change]:
-        """Shows the staged content, unless it is older than what is shown: then the deltas to come bring it nearer."""
+        """Shows the staged content, unless it is older than the current one: then the next deltas bring it closer."""
         at = answer.at
         if at.epoch == self._position.epoch and at.seq < self._position.seq:
             return []
@@ -271,7 +271,7 @@ class Replica:
         self._is_loaded = True
         self._is_snapshot_needed = False
         self.counters["snapshots"] += 1
-        if not self._was_complete or not self._is_watched():  # nobody hears of it, so that nothing is compared
+        if not self._was_complete or not self._is_watched():  # nobody listens, so there is no need to compare
             return []
         return [reset_at(at), *changes_of(before.edits_to(staged), None, staged, at, None)]
 
@@ -279,7 +279,7 @@ class Replica:
         changes = []
         for step in steps:
             changes += self._on_missed_step(answer, step)
-            if self._answer is None:  # it broke off
+            if self._answer is None:  # the answer was given up
                 return changes
         return changes + self._finish(answer) if is_last else changes
 
@@ -300,13 +300,13 @@ class Replica:
 
     def _finish(self, answer: _Answer) -> list[Change]:
         self._answer = None
-        if answer.staged is not None:  # it never became as new as what is here
+        if answer.staged is not None:  # it stayed older than the current content
             self.counters["snapshots_refused"] += 1
             self._want("gap")
             return []
         self.resumed = not answer.has_rows
         self.counters["resumes"] += self.resumed
-        if self._is_snapshot_needed:  # a snapshot was asked for, and is still needed
+        if self._is_snapshot_needed:  # a snapshot was requested, and is still needed
             self._want("digest")
         if self._is_thrown_away:
             self._want("overrun")
@@ -315,12 +315,12 @@ class Replica:
     # -- both ----------------------------------------------------------------------------------------------------------
 
     def _advance(self, step: Step) -> list[Change]:
-        """Applies the delta that follows the position, if its digest comes out right."""
+        """Applies the delta that follows the position, if its digest matches."""
         applied = self._content.apply(step)
         if applied is None:
             self._mismatch()
             return []
-        self._position = Position(self._position.epoch, step.seq)  # a third of what `_replace` takes
+        self._position = Position(self._position.epoch, step.seq)  # takes a third of the time of `_replace`
         self.counters["deltas"] += 1
         if not self._is_watched():
             return []
@@ -331,7 +331,7 @@ class Replica:
         return changes
 
     def _drain(self) -> list[Change]:
-        """Applies what was held back and now follows. What lies beyond a hole stays, for the answer that fills it."""
+        """Applies held deltas that now follow. Those beyond a hole stay until an answer fills it."""
         changes: list[Change] = []
         while (step := self._held.pop(*self._position)) is not None:
             changes += self._advance(step)
@@ -340,14 +340,14 @@ class Replica:
         return changes
 
     def _audible(self, changes: list[Change]) -> list[Change]:
-        """Nothing is told until the replica is complete for the first time: what came so far is where it starts."""
+        """Reports nothing until the replica is complete for the first time: that is the users' starting point."""
         if self._was_complete:
             return changes
         self._was_complete = self.complete
         return []
 
     def _want(self, reason: Wanted) -> None:
-        """The weightiest reason stays: each calls for at least what those below it call for."""
+        """Keeps the weightiest reason: each one requires at least what the lighter ones require."""
         if _WEIGHT[reason] > _WEIGHT[self.wanted]:
             self.wanted = reason
             self.counters[_COUNTERS[reason]] += 1
@@ -357,7 +357,7 @@ class Replica:
         self._give_up("digest")
 
     def _break_off(self) -> None:
-        """The answer is malformed: the same question would bring the same answer, a snapshot perhaps a better one."""
+        """Ends a malformed answer. The same question would bring the same answer; a snapshot may be better."""
         self.counters["broken_answers"] += 1
         self._is_snapshot_needed = True
         self._give_up("gap")
@@ -377,25 +377,25 @@ class _Held:
         self._steps: dict[tuple[str, int], Step] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """True if any delta is held."""
         return bool(self._steps)
 
     def put(self, epoch: str, step: Step) -> bool:
-        """False when that is more than may be held."""
+        """Holds the delta; False if that exceeds a limit."""
         if (epoch, step.seq) not in self._steps:
             self._steps[epoch, step.seq] = step
             self._bytes += step.size
         return len(self._steps) <= self._count_max and self._bytes <= self._bytes_max
 
     def pop(self, epoch: str, seq: int) -> Step | None:
-        """The delta that follows this position, no longer held."""
+        """Removes and returns the delta that follows this position, or None."""
         step = self._steps.pop((epoch, seq + 1), None)
         if step is not None:
             self._bytes -= step.size
         return step
 
     def keep_beyond(self, position: Position) -> bool:
-        """Forgets what is of no use at this position; whether anything is left."""
+        """Forgets deltas that are useless at this position; True if any are left."""
         if self._steps:
             steps = {(e, s): step for (e, s), step in self._steps.items() if e == position.epoch and s > position.seq}
             self._steps, self._bytes = steps, sum(step.size for step in steps.values())

@@ -1,11 +1,11 @@
-"""Calls that want no answer, on their way to the broker: what the socket may hold of them.
+"""Limits how many sends (calls that want no answer) may wait in the socket.
 
-Nothing comes back for them, so nothing would tell how many the broker has not read: a worker that sends faster than the
-broker reads would fill its own memory. So now and then a ping follows them, and the answer to it shows that all before
-it were read, because one connection keeps the order.
+Nothing comes back for a send, so nothing would show how many the broker has not read yet: a worker that sends faster
+than the broker reads would fill its own memory. So now and then a ping follows them. Since one connection keeps the
+order, the answer to the ping shows that the broker has read everything sent before it.
 
-Invariant: `_count` and `_bytes` are of the sends since the last one that is known to be read, `_later` of those since
-the ping that is on its way.
+Invariant: `_count` and `_bytes` count the sends after the last one known to be read, `_later` and `_later_bytes` those
+after the ping that is on its way.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 from ... import wire
 from .events import BROKER, Outbox
 
-SENDS_MAX = 16_384  # that the broker may not have read; a fast one reads as many in 0.3 s
-SENDS_BYTES_MAX = 256 * 1024 * 1024  # of their payloads
-PING_SHARE = 8  # a ping follows this part of either
+SENDS_MAX = 16_384  # sends that the broker may not have read yet; a fast broker reads that many in 0.3 s
+SENDS_BYTES_MAX = 256 * 1024 * 1024  # and the bytes of their payloads
+PING_SHARE = 8  # a ping follows each eighth of either
 
-_PING = 1 << 61  # bit of the numbers of our pings: nobody else's, and never a send's
+_PING = 1 << 61  # marks the numbers of these pings; no other call and no send has this bit
 
 
 class Sends:
@@ -28,18 +28,18 @@ class Sends:
         self.reset()
 
     def reset(self) -> None:
-        """Another session, another connection: what was sent over the one before waits no more."""
+        """A new session has a new connection: sends over the old one no longer wait."""
         self._ping = 0
         self._count = self._bytes = 0
         self._later = self._later_bytes = 0
 
     @property
     def is_full(self) -> bool:
-        """No further ones for now."""
+        """True if no further send is allowed for now."""
         return self._count >= SENDS_MAX or self._bytes >= SENDS_BYTES_MAX
 
     def add(self, call: wire.Call) -> None:
-        """This one goes out now; a ping behind it, if there were many."""
+        """Counts a send that leaves now, and sends a ping after it if there were many."""
         size = len(call.payload)
         self._count += 1
         self._bytes += size
@@ -52,7 +52,7 @@ class Sends:
             self._outbox.append((BROKER, ping))
 
     def has_answered(self, number: int) -> bool:
-        """Whether this is the answer to our ping, whatever it says: what was sent before it was read."""
+        """True if this answers our ping, whatever it says: the broker has read everything sent before it."""
         if not number or number != self._ping:
             return False
         self._count, self._bytes = self._later, self._later_bytes

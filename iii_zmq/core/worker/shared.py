@@ -1,15 +1,15 @@
-"""What the workers of one process need not do twice: to decode and read a delta or a row, and to name what it changed.
+"""Shares work between the workers of one process: decoded deltas and rows, and the changes that a delta makes.
 
-Ten workers in a process hear each delta ten times. The first one reads it and names its changes; the others take all
-of it from here. Nothing depends on it: whatever is not here is made anew, and what is here is what would be made. For a
-delta that is so because its bytes are the same; for changes because epoch, seq and the delta are, whose digest came
-out: so the content before was the same as well.
+Ten workers in a process hear each delta ten times. The first one reads it and names its changes; the others take the
+result from here. Nothing depends on this cache: a missing item is made again, and a cached item equals the one that
+would be made. For a delta this holds because its bytes are the same. For changes it holds because epoch, seq and delta
+are the same and the digest matched, so that the content before was the same, too.
 
-How long they are kept: in a crowd one replica reads a hundred deltas in a row, and the next one then begins with the
-first of them. So there are two generations, and the older one goes when the younger is full.
+Lifetime: in a crowd one replica reads a hundred deltas in a row, and then the next one starts with the first of them.
+So there are two generations; when the younger one is full, the older one is dropped.
 
-Threads use it without a lock: whatever one of them puts in is right, and a generation that another one has just given
-up is read once more, or filled in vain.
+Threads use it without a lock: every item that a thread puts in is right. At worst an item that another thread has just
+dropped is made again, or one is put into a dropped generation in vain.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ... import wire
 from .changes import Change, Position
 from .content import RowRead, Step, read_row, read_step
 
-SHARED_MAX = 2048  # deltas of one generation: more than a storm of 1,000 joins makes of them
-SHARED_ALL_BYTES_MAX = 512 * 1024  # and their bytes: with both generations and all changes at most some 10 MB
-SHARED_BYTES_MAX = 16 * 1024  # of a delta that is kept
-SHARED_ROWS_MAX = 8192  # rows of one generation, with which a storm's joiners begin; their bytes replicas hold anyway
-SHARED_PARTS = 4  # of a snapshot: some 4,000 rows; those of a larger one would only push out one another
+SHARED_MAX = 2048  # deltas per generation: more than a storm of 1,000 joins makes
+SHARED_ALL_BYTES_MAX = 512 * 1024  # and their bytes: both generations with all changes take about 10 MB at most
+SHARED_BYTES_MAX = 16 * 1024  # bytes of a delta that is kept
+SHARED_ROWS_MAX = 8192  # rows per generation, for the joiners of a storm; the replicas hold the rows' bytes anyway
+SHARED_PARTS = 4  # parts of a snapshot, about 4,000 rows: rows of a larger one would only push out one another
 
 
 class _Generation:
-    """What was read and named since a moment."""
+    """Deltas, changes and rows that were read since some moment."""
 
     __slots__ = ("_deltas_max", "changes", "rows", "size", "steps")
 
@@ -35,7 +35,7 @@ class _Generation:
         self.steps: dict[bytes, Step] = {}
         self.changes: dict[Position, tuple[Step, list[Change]]] = {}
         self.rows: dict[bytes, RowRead] = {}
-        self.size = 0  # bytes of the deltas; threads may count one too little
+        self.size = 0  # bytes of the deltas; with several threads one may not be counted
 
     @property
     def is_full(self) -> bool:
@@ -44,23 +44,23 @@ class _Generation:
 
 
 class Shared:
-    """Of one process; bounded by its generations, of `deltas_max` deltas each."""
+    """The cache of one process, bounded by its two generations of `deltas_max` deltas each."""
 
     def __init__(self, deltas_max: int = SHARED_MAX) -> None:
         self._deltas_max = deltas_max
-        self._is_for_many = False  # one replica alone would keep everything for nobody
-        self._users = 0  # ever
+        self._is_for_many = False  # a single replica has nobody to share with
+        self._users = 0  # since the process started
         self._young = _Generation(deltas_max)
         self._old = _Generation(deltas_max)
         self._message: tuple[bytes, wire.OnStream] = (b"", wire.Closing(0, ""))
 
     def join(self) -> None:
-        """Another replica is here, and hears the same deltas as the others."""
+        """Adds a replica, which hears the same deltas as the others."""
         self._users += 1
         self._is_for_many = self._users > 1
 
     def decode(self, frame: bytes) -> wire.OnStream:
-        """The message in a frame of the stream; nobody alters it. Raises: ProtocolError."""
+        """The message in a frame of the stream; do not change it. Raises: ProtocolError."""
         known, message = self._message
         if frame == known:
             return message
@@ -70,7 +70,7 @@ class Shared:
         return message
 
     def read(self, data: bytes) -> Step:
-        """The packed delta, read. Raises: ProtocolError."""
+        """Reads a packed delta. Raises: ProtocolError."""
         step = self._young.steps.get(data) or self._old.steps.get(data)
         if step is None:
             step = read_step(data)
@@ -81,7 +81,7 @@ class Shared:
         return step
 
     def row(self, row: bytes) -> RowRead:
-        """The packed row, read: with the bytes that the other replicas hold, too. Raises: ProtocolError."""
+        """Reads a packed row; all replicas then hold the same bytes object. Raises: ProtocolError."""
         found = self._young.rows.get(row) or self._old.rows.get(row)
         if found is None:
             found = read_row(row)
@@ -90,12 +90,12 @@ class Shared:
         return found
 
     def changes(self, position: Position, step: Step) -> list[Change] | None:
-        """What this step to this position meant to another replica. The same step object: so the same bytes."""
+        """The changes that another replica named for this step to this position, or None."""
         kept = self._young.changes.get(position) or self._old.changes.get(position)
-        return kept[1] if kept is not None and kept[0] is step else None
+        return kept[1] if kept is not None and kept[0] is step else None  # the same object has the same bytes
 
     def keep(self, position: Position, step: Step, changes: list[Change]) -> None:
-        """What it meant to this one. Nobody alters the list."""
+        """Keeps the changes that a replica named for this step. Nobody may change the list."""
         if step.size <= SHARED_BYTES_MAX and self._is_for_many:
             self._growing().changes[position] = (step, changes)
 

@@ -1,11 +1,11 @@
-"""Keeping the replica level with the broker: one answer awaited at a time, and a Sync whenever something is missing.
+"""Keeps the replica level with the broker: awaits one answer at a time and sends a Sync when something is missing.
 
     Hello or Sync(n) --> Snapshot / Replay parts with number n, each acknowledged by Received
                      --> or Invite(n): subscribe, and hear the parts on the stream
-    the last Replay part ends the answer; no part for `LATE_S` means asking again
+    the last Replay part ends the answer; after `LATE_S` without a part the worker asks again
 
-Invariant: while an answer is awaited and the replica has not given it up, no further Sync is sent unless it is late.
-What a part means is the replica's business; who asked for it, and whether anybody did, is decided here.
+Invariant: while an answer is awaited, no further Sync is sent unless the answer is late or the replica gave it up. The
+replica knows what a part means; this module knows whether anybody asked for it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .changes import Change
 from .events import BROKER, LINK, Outbox, Subscribe, Unsubscribe
 from .replica import Replica
 
-AGAIN_FIRST_S = 0.02  # between two Syncs in a row: when answers do not help, ask less and less often
+AGAIN_FIRST_S = 0.02  # between two Syncs in a row: if answers do not help, ask less and less often
 AGAIN_MAX_S = 2.0
-LATE_S = 2.0  # without progress on an answer; far above what a busy broker takes between two parts
+LATE_S = 2.0  # without progress on an answer; a busy broker takes far less between two parts
 
 
 class Following:
-    """The replica's feed. `due` is when an awaited answer is late, or a Sync may go out."""
+    """Feeds the replica. `due` is when an awaited answer is late, or when the next Sync may be sent."""
 
     def __init__(self, replica: Replica, outbox: Outbox, counters: Counters, new_number: Callable[[], int]) -> None:
         self.replica = replica
@@ -33,35 +33,35 @@ class Following:
         self._counters = counters
         self._new_number = new_number
         self.awaited: int | None = None
-        self.parts = 0  # that were awaited and came, ever: whether there is progress
-        self._broadcast: int | None = None  # the number that the parts of a broadcast have
-        self._topics: tuple[bytes, ...] = ()  # subscribed for as long as the broadcast lasts
+        self.parts = 0  # awaited parts that came so far: shows progress
+        self._broadcast: int | None = None  # the number on the parts of a broadcast
+        self._topics: tuple[bytes, ...] = ()  # subscribed while the broadcast lasts
         self._asked = 0  # Syncs since the replica was last level
         self._ask_at = -math.inf
         self.due = math.inf
 
     @property
     def level(self) -> bool:
-        """Nothing is awaited and nothing is missing."""
+        """True if no answer is awaited and nothing is missing."""
         return self.awaited is None and self.replica.complete
 
     def expect(self, number: int) -> None:
-        """A Hello with this number was sent: what follows its Welcome is the answer. Nothing is late before that."""
+        """A Hello with this number was sent: the answer follows its Welcome, and is never late before that."""
         self._leave_broadcast()
         self.awaited = number
         self.due = math.inf
         self.replica.expect(number)
 
     def begin(self, now: float) -> None:
-        """The session is open: from here on the answer must make progress."""
+        """The session is open: from now on the answer must make progress."""
         self.due = now + LATE_S
 
     def pause(self) -> None:
-        """No session: nobody can be asked."""
+        """There is no session, so there is nobody to ask."""
         self.due = math.inf
 
     def on_invite(self, invite: wire.Invite, token: bytes, now: float) -> None:
-        """The answer will be broadcast: listen, then tell the broker so."""
+        """The answer will be broadcast: subscribes, which also tells the broker that we listen."""
         if invite.number != self.awaited:
             self._counters["parts_late"] += 1
             return
@@ -73,7 +73,7 @@ class Following:
         self.due = now + LATE_S
 
     def on_part(self, sender: str, part: wire.Snapshot | wire.Replay, now: float) -> list[Change]:
-        """One part of the answer, or of one that nobody awaits any more."""
+        """Takes one part of the answer, or of an answer that is no longer awaited."""
         if part.number != (self.awaited if sender == BROKER else self._broadcast):
             self._counters["parts_late"] += 1
             return []
@@ -89,7 +89,7 @@ class Following:
         return changes
 
     def sync(self, now: float) -> None:
-        """Ask for what is missing, if something is and nobody was asked yet, or the answer is of no use or late."""
+        """Sends a Sync if something is missing and no answer is on its way, or if the answer is broken or late."""
         wanted = self.replica.wanted
         if wanted is not None:
             if now >= self._ask_at:
@@ -100,7 +100,7 @@ class Following:
             self._ask("late", now)
 
     def overrun(self) -> None:
-        """Too much waited unread and was thrown away."""
+        """Too many stream messages waited; they were discarded unread."""
         self._counters["streams_discarded"] += 1
         self.replica.discard()
 

@@ -1,8 +1,9 @@
-"""What users read of a replica: functions and workers as live, read-only mappings.
+"""The functions and workers of a replica, as live, read-only mappings for users.
 
-Invariant: nothing is remembered, so nothing can be stale: every look decodes the packed rows as they are now. Lists of
-keys are copied first, so that a thread may iterate while another changes the replica; it skips what went meanwhile. It
-may see a part of a change that is being applied: who needs whole changes reads under the lock of whoever applies them.
+Invariant: nothing is cached, so nothing can be stale: every look-up decodes the current packed rows. Lists of keys are
+copied first, so that one thread may iterate while another changes the replica; rows dropped meanwhile are skipped. A
+reader may see part of a change that is being applied. To see whole changes only, read under the lock that the applying
+thread holds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Provider:
 
 @dataclass(slots=True, frozen=True)
 class Function:
-    """A function as it is now, with all its providers. Where their entries differ, the first active one's is shown."""
+    """A function as it is now, with all its providers. If their entries differ, this is the first active one's."""
 
     id: str
     description: str | None
@@ -43,7 +44,7 @@ class Function:
     providers: tuple[Provider, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """One element of `functions --json`, and of the broker's own `engine::functions::list`."""
+        """One element of `functions --json` and of `engine::functions::list`."""
         return {
             "id": self.id,
             "description": self.description,
@@ -59,7 +60,7 @@ class Function:
 
 @dataclass(slots=True, frozen=True)
 class WorkerInfo:
-    """A worker as everybody sees it now, with the ids of the functions it offers."""
+    """A worker as it is now, with the ids of the functions that it offers."""
 
     id: str
     name: str
@@ -70,7 +71,7 @@ class WorkerInfo:
     functions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """One element of `workers --json`, but for `in_flight`, which only the broker knows."""
+        """One element of `workers --json`, without `in_flight`, which only the broker knows."""
         return {
             "id": self.id,
             "name": self.name,
@@ -83,7 +84,7 @@ class WorkerInfo:
 
 
 class LiveMapping(Mapping[str, _V]):
-    """What is there now, by id. `source` gives the content, which a snapshot replaces as a whole."""
+    """The current rows, by id. `source` returns the content, which a snapshot replaces as a whole."""
 
     __slots__ = ("_source",)
 
@@ -109,7 +110,7 @@ class LiveMapping(Mapping[str, _V]):
         return f"<{len(self)} {type(self).__name__.lower()}>"
 
     def pairs(self) -> Iterator[tuple[str, _V]]:
-        """(id, value) of all that was there at the start and still is when its turn comes."""
+        """(id, value) of every row that exists at the start and still exists when its turn comes."""
         content = self._source()
         for key in self._keys(content):
             value = self._look(content, key)
@@ -122,7 +123,7 @@ class LiveMapping(Mapping[str, _V]):
 
     @abstractmethod
     def _look(self, content: Content, key: str) -> _V | None:
-        """What is there under this id now, None when nothing is."""
+        """The current value under this id, or None."""
 
 
 class Functions(LiveMapping[Function]):
@@ -169,7 +170,7 @@ class Workers(LiveMapping[WorkerInfo]):
 
 
 class _Items(ItemsView[str, _V]):
-    """Skips what goes while it is iterated, where the standard one would raise KeyError."""
+    """Skips rows that are dropped during the iteration; the standard view would raise KeyError."""
 
     _mapping: LiveMapping[_V]
 
@@ -178,7 +179,7 @@ class _Items(ItemsView[str, _V]):
 
 
 class _Values(ValuesView[_V]):
-    """As `_Items`."""
+    """Like `_Items`."""
 
     _mapping: LiveMapping[_V]
 
@@ -204,7 +205,7 @@ def _function(content: Content, function_id: str, offers: list[wire.ProviderRow]
 
 def _provider(content: Content, offer: wire.ProviderRow) -> Provider:
     data = content.get((offer.worker_id, ""))
-    if data is None:  # it goes at this moment, in another thread
+    if data is None:  # another thread is dropping it at this moment
         return Provider(offer.worker_id, "", wire.DRAINING, offer.active)
     row = read_worker(data)
     return Provider(offer.worker_id, row.name, row.state, offer.active)
