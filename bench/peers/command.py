@@ -74,7 +74,7 @@ def _without_files(argv: list[str]) -> list[str]:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench --peers", description="iii_zmq beside what one would pick instead")
+    parser = argparse.ArgumentParser(prog="bench --peers", description="iii_zmq beside its peers")
     parser.add_argument("what", nargs="*", metavar="|".join(MEASURES), help="default: all")
     parser.add_argument("--only", type=_keys, metavar=",".join(KEYS), help="these peers, beside iii and the floors")
     parser.add_argument("--mode", choices=("pinned", "free", "both"), default="both")

@@ -26,45 +26,45 @@ SECTIONS = (
     (
         "latency",
         "Latency of a call",
-        "One caller, one provider, a payload of 100 bytes that comes back, one call at a time. The CPU columns are "
-        "what one call costs the processes of each side.",
+        "One caller, one provider, an echo of 100 bytes, one call at a time. The CPU columns show how much CPU one "
+        "call costs the processes of each side.",
     ),
     (
         "rate",
         "Calls per second",
-        "Payloads of 100 bytes, and so many calls in flight in all. With eight callers and eight providers, each is a "
-        "process of its own; where there is no broker, every caller has a provider of its own.",
+        "Payloads of 100 bytes; the calls in flight are counted over all callers. Eight callers and eight providers "
+        "are sixteen processes; without a broker, every caller has its own provider.",
     ),
     (
         "payload",
         "Large payloads",
-        "The payload goes there and comes back; payload per second counts it once. 1 MB is 1,000,000 bytes.",
+        "The payload goes to the provider and comes back; payload per second counts it once. 1 MB is 1,000,000 bytes.",
     ),
     (
         CHANGES,
         "A change reaches everybody",
-        "From just before the change is asked for to the moment when the last observer's callback ran. Observers have "
-        "a connection each, and share ten processes. The floor is one XPUB that sends as many bytes to as many SUBs, "
-        "in rounds that alternate with the subject's own. Redis has no registry: it publishes.",
+        "The time from just before the request for the change until the last observer's callback has run. Each "
+        "observer has its own connection; all share ten processes. The floor is one XPUB that sends as many bytes to "
+        "as many SUBs, in rounds that alternate with the subject's own. Redis has no registry: it publishes.",
     ),
     (
         DEATHS,
         "A provider dies",
-        "From SIGKILL to the moment when the last observer's callback ran. etcd learns of it when a lease of 2 s, kept "
-        "alive by its owner, expires.",
+        "The time from SIGKILL until the last observer's callback has run. etcd notices when a lease of 2 s, which "
+        "the owner keeps alive, expires.",
     ),
     (
         STORMS,
         "All join at once",
-        "From the first connection to the moment when everybody has joined, has entered something and has seen what "
-        "all others entered. The product's replicas are then compared by their digests.",
+        "The time from the first connection until everybody has joined, has entered something and has seen everybody "
+        "else's entry. The product's replicas are then compared by their digests.",
     ),
     (
         JOINS,
         "Joining a large registry",
-        "A fresh process joins, until its replica is complete. With the product others call meanwhile, every 5 ms. "
-        "Memory is the growth of resident memory by the number of functions. The floor fetches as many bytes as the "
-        "product received, over a bare DEALER.",
+        "The time until a fresh process has a complete replica. With the product, others call meanwhile, every 5 ms. "
+        "Memory is the growth of resident memory divided by the number of functions. The floor fetches as many bytes "
+        "as the product received, over a bare DEALER.",
     ),
 )
 
@@ -109,8 +109,9 @@ def _head(results: Results) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        "iii_zmq beside what one would pick instead, in one run on one machine. Each peer has its own usual client and "
-        "its own defaults for durability; security is off everywhere; payloads and numbers of processes are the same."
+        "iii_zmq beside the tools you might pick instead, in one run on one machine. Each peer has its usual client "
+        "and its own defaults for durability; security is off everywhere; payloads and numbers of processes are the "
+        "same."
     )
     yield ""
     yield "Repeat it with"
@@ -120,17 +121,17 @@ def _head(results: Results) -> Iterator[str]:
     yield f"    {results.command}"
     yield ""
     yield (
-        f"which takes about {max(1, round(results.took_s / 60))} minutes after a first run that installs the peers. "
-        "This page is written by that command."
+        f"which takes about {max(1, round(results.took_s / 60))} minutes, after a first run that installs the peers. "
+        "That command writes this page."
     )
     yield ""
     yield (
         "A figure is the median of rounds that alternate between the subjects, with the lowest and the highest round "
-        "in brackets. *To Worker* is the figure by that of iii_zmq's `Worker`: above 1 the subject's figure is larger. "
-        "It is taken round by round where the subjects took turns, else from the medians. Before a round of calls the "
-        "same calls are made for up to a quarter of a second, uncounted. Machines differ, and so do "
-        "minutes on one machine: compare ratios. *Pinned* means that all processes share one CPU; *free*, that they "
-        "run wherever the kernel puts them. All rounds are in [benchmarks.json](benchmarks.json)."
+        "in brackets. *To Worker* is the figure divided by that of iii_zmq's `Worker`: above 1 the subject's figure "
+        "is larger. It is taken round by round if the subjects took turns, else from the medians. Before each round "
+        "of calls the same calls are made for up to a quarter of a second, uncounted. Machines differ, and so do "
+        "minutes on one machine: compare ratios. *Pinned* means that all processes share one CPU; *free* means that "
+        "they run wherever the kernel puts them. All rounds are in [benchmarks.json](benchmarks.json)."
     )
     yield ""
     yield "| | |"
@@ -149,11 +150,11 @@ def _head(results: Results) -> Iterator[str]:
 
 
 def _targets(results: Results) -> Iterator[str]:
-    yield "## What was to be reached"
+    yield "## Targets"
     yield ""
     yield (
-        "Set before anything was measured, and judged by the figures below. Where a target is missed, "
-        "[performance.md](performance.md) tells the reason."
+        "Set before anything was measured, and judged by the figures below. [performance.md](performance.md) explains "
+        "why a target is missed. *A by B* is A divided by B."
     )
     yield ""
     yield f"| | | {' | '.join(targets.PRODUCTS)} |"
