@@ -11,7 +11,7 @@ orders = AsyncWorker("orders")
 
 @stock.function("stock::reserve", description="Reserve one item")
 async def reserve(item: str) -> str:
-    await asyncio.sleep(0.001)  # stands for the work
+    await asyncio.sleep(0.001)  # the work
     return f"{item} reserved"
 
 

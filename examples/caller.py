@@ -1,4 +1,4 @@
-"""A caller: calls a function by its name, wherever it runs. Needs worker.py, whenever it is started."""
+"""A caller: calls a function by its name, wherever it runs. Start worker.py before or after it."""
 
 from iii_zmq import CallFailed, Worker
 
@@ -6,11 +6,11 @@ with Worker("orders") as worker:
     worker.wait_for("payments::charge", timeout=10)
     print(worker.call("payments::charge", {"amount": 10}, timeout=2.0))
 
-    # Many calls at once: futures.
+    # Futures make many calls at once.
     futures = [worker.submit("payments::charge", {"amount": amount}) for amount in range(100)]
     print(sum(future.result()["charged"] for future in futures))
 
-    # A failed call tells its fate: can a handler have seen it?
+    # A failed call has a fate: it says whether a handler can have seen the call.
     try:
         worker.call("payments::charge", {"price": 10})
     except CallFailed as failure:

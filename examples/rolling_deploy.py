@@ -1,4 +1,4 @@
-"""A rolling deploy: the new provider joins, the old one drains, and steady calls never notice."""
+"""A rolling deploy: the new provider joins, the old one drains, and no call is lost."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +14,8 @@ def start(version: str) -> Worker:
 
 
 def deploy(old: Worker) -> Worker:
-    new = start("v2")  # from here on both are called
-    old.drain()  # no new calls, finish those that run, leave
+    new = start("v2")  # from now on both get calls
+    old.drain()  # takes no new calls, finishes the running ones, leaves
     return new
 
 

@@ -1,6 +1,6 @@
-"""A script that waits for what it needs: it may be started before, after or together with everything else.
+"""A script that waits for the functions it needs, so you may start it before, after or together with everything else.
 
-The argument is how long it waits, in seconds: for the broker, then for the functions.
+The argument is how many seconds it waits: for the broker, then for the functions.
 """
 
 import sys
@@ -17,4 +17,4 @@ try:
             providers = [provider.worker_name for provider in worker.functions[name].providers]
             print(f"{name} is offered by {', '.join(providers)}")
 except (BrokerUnreachable, WaitTimeout) as error:
-    sys.exit(f"given up after {timeout:g} s: {error}")
+    sys.exit(f"gave up after {timeout:g} s: {error}")

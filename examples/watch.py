@@ -1,6 +1,6 @@
-"""Watching the registry: what is there now, then every change as it happens, until Ctrl-C or SIGTERM.
+"""Watches the registry: prints its size, then every change as it happens, until Ctrl-C or SIGTERM.
 
-An observer joins without showing up itself.
+An observer joins, but does not show up in the registry itself.
 """
 
 from iii_zmq import Change, Worker

@@ -1,6 +1,6 @@
-"""A worker: offers functions to everybody, until Ctrl-C or SIGTERM; then it finishes what runs, and leaves.
+"""A worker: offers functions until Ctrl-C or SIGTERM; then it finishes the running calls and leaves.
 
-Start a broker first (`iii-broker`); III_URL says where it is, unless it is on this machine's default address.
+Start a broker first (`iii-broker`). If it is not at this machine's default address, set III_URL.
 """
 
 from typing import Any

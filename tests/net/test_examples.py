@@ -92,4 +92,4 @@ def test_wait_for_says_what_is_missing(url: str) -> None:
         payments.register("payments::charge", print)
         with example("wait_for.py", "0.2", url=url) as waiting:
             done = finish(waiting, PATIENCE_S)
-    assert done == Done(1, "", "given up after 0.2 s: still missing: orders::create\n")
+    assert done == Done(1, "", "gave up after 0.2 s: still missing: orders::create\n")
