@@ -1,4 +1,4 @@
-"""Where a broker listens: taking an address, the stream's default one, and what of it workers are told."""
+"""The broker's addresses: binds them, derives the stream's default, and the one that workers are told."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import zmq
 
 
 class AddressInUse(OSError):
-    """Another broker serves this address already."""
+    """Another broker or program already listens on this address."""
 
 
 def bind(socket: zmq.Socket[bytes], url: str, locks: list[int]) -> str:
-    """The address that was bound, with the port that was chosen for port 0.
+    """Binds the address; returns it with the port that was chosen for port 0.
 
-    An ipc path is locked as long as the descriptor is open that is then put into `locks`: binding a path that another
-    process owns would succeed and steal it. Raises: AddressInUse, ValueError for what is no address.
+    An ipc path is locked while a descriptor that is added to `locks` is open: otherwise binding a path that another
+    process owns would succeed and steal it. Raises: AddressInUse, ValueError for a malformed address.
     """
     if url.startswith("ipc://"):
         locks.append(_lock(url.removeprefix("ipc://")))
@@ -24,7 +24,7 @@ def bind(socket: zmq.Socket[bytes], url: str, locks: list[int]) -> str:
         socket.bind(url[:-1] + "*" if url.startswith("tcp://") and url.endswith(":0") else url)
     except zmq.ZMQError as error:
         if error.errno == zmq.EADDRINUSE:
-            raise AddressInUse(f"{url} is taken: another broker or program serves it") from error
+            raise AddressInUse(f"{url} is in use: another broker or program listens on it") from error
         raise ValueError(f"can't serve {url!r}: {error.strerror}; expected tcp://HOST:PORT or ipc://PATH") from error
     bound = socket.getsockopt(zmq.LAST_ENDPOINT)
     return bytes(bound).rstrip(b"\0").decode()
@@ -36,26 +36,26 @@ def _lock(path: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise AddressInUse(f"ipc://{path} is taken: another broker serves it") from error
+        raise AddressInUse(f"ipc://{path} is in use: another broker serves it") from error
     return lock
 
 
 def default_stream_url(url: str) -> str:
-    """Port + 1; port 0 for port 0; for ipc the path with `.stream` behind it. Raises: ValueError."""
+    """The next port; port 0 for port 0; for ipc the path + `.stream`. Raises: ValueError."""
     if url.startswith("ipc://") and len(url) > len("ipc://"):
         return url + ".stream"
     host, _, port = url.rpartition(":")
     if not url.startswith("tcp://") or not port.isdigit() or not host.removeprefix("tcp://"):
-        raise ValueError(f"{url!r} is no address to serve; expected tcp://HOST:PORT or ipc://PATH")
+        raise ValueError(f"{url!r} is not an address to serve on; expected tcp://HOST:PORT or ipc://PATH")
     if int(port) > 65534:
-        raise ValueError(f"{url!r}: the stream's default is the port after it; give --stream-url")
+        raise ValueError(f"{url!r}: there is no next port for the stream; give --stream-url")
     return f"{host}:{int(port) + 1 if int(port) else 0}"
 
 
 def advertised(bound: str, asked_for: str | None) -> str:
-    """What Welcome tells of the stream's address: the host `*` stands for whatever the worker used to reach the broker.
+    """The stream's address for Welcome: the host `*` means the host that the worker used to reach the broker.
 
-    `asked_for` is what was given for it, if anything: its host counts where it names one.
+    `asked_for` is the stream address that was given, if any; if it names a host, that host is used.
     """
     if not bound.startswith("tcp://"):
         return bound

@@ -1,8 +1,8 @@
-"""Freed memory that a process keeps, because what large payloads lay in is wanted for the next ones.
+"""Makes a process keep freed memory, because the next large payloads need it again.
 
-Else they lie in fresh pages, 2 us and more each, 250 for 1 MB. glibc gives back what is free at the end of a heap once
-it is over a threshold: 128 KiB, or twice the largest block that it had mapped and saw freed, of up to 32 MiB. Another
-libc is left as it is, and so is glibc where the user has decided, by MALLOC_TRIM_THRESHOLD_ or mallopt.
+Otherwise they need fresh pages, which cost 2 us or more each, 250 for 1 MB. glibc gives back the free end of a heap if
+it exceeds a threshold: 128 KiB, or twice the largest block that it had mapped and saw freed, of up to 32 MiB. Any other
+libc is left alone, and so is glibc if the user has decided, by MALLOC_TRIM_THRESHOLD_ or mallopt.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import os
 from .. import wire
 
 BROKER_FREE_BYTES_KEPT = 256 * 1024 * 1024
-FREE_BYTES_KEPT = 64 * 1024 * 1024  # of one heap of a process with workers: twice the largest block that counts
-_PAGES = 8192  # the block's head, and the rounding to pages
+FREE_BYTES_KEPT = 64 * 1024 * 1024  # per heap of a process with workers: twice the largest block that counts
+_PAGES = 8192  # for the block's head, and for rounding to pages
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENAS = -1, -3, -8  # malloc.h; the last is M_ARENA_MAX there
 
 _is_shown = False
 
 
 def keep_in_broker() -> None:
-    """To be called once, by a process that is a broker and nothing else.
+    """Call it once, in a process that is a broker and nothing else.
 
-    One arena, because glibc unmaps those of other threads, such as libzmq's, in pieces of 64 MB.
+    Uses one arena, because glibc unmaps those of other threads, such as libzmq's, in pieces of 64 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
@@ -33,15 +33,15 @@ def keep_in_broker() -> None:
 
 
 def keep() -> None:
-    """To be called at each large payload, in a process that is the user's.
+    """Call it for each large payload, in a process that belongs to the user.
 
-    glibc is shown, once, the largest block that it learns from: what any program does to it that frees an array of
-    32 MB. The block is mapped and unmapped again, its pages are never touched.
+    Shows glibc, once, the largest block that it learns from, as any program does that frees an array of 32 MB. The
+    block is mapped and unmapped again; its pages are never touched.
     """
     global _is_shown
     if not _is_shown:
         _is_shown = True
         try:
             bytes(FREE_BYTES_KEPT // 2 - _PAGES)
-        except MemoryError:  # a limit of the user's on address space
+        except MemoryError:  # the user limits the address space
             pass

@@ -1,9 +1,9 @@
-"""The only file that creates sockets and sets their options; each option with the reason for its value.
+"""The only file that creates sockets and sets their options; gives a reason for the value of each option.
 
-Facts behind the choices: libzmq aborts the process when a socket with HEARTBEAT_IVL and a finite RCVHWM has its input
-stopped by that mark while its peer goes. So whoever sets heartbeats sets RCVHWM 0: workers on both sockets, the broker
-on its stream only. Its ROUTER, where the mark is what holds back a flood, has the TTL that workers announce; but that
-begins with a worker's first PING and ends with any frame, and so would miss who falls silent before the next one.
+Facts behind the choices: libzmq aborts the process if a socket has HEARTBEAT_IVL and a finite RCVHWM, and its peer goes
+while that mark stops its input. So a socket with heartbeats has RCVHWM 0: both sockets of a worker, and the broker's
+stream. The broker's ROUTER, whose mark holds back a flood, relies on the TTL that workers announce. But a TTL begins
+with a worker's first PING and ends with any frame, so it would miss a worker that falls silent before the next PING.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import zmq
 from .. import wire
 from . import memory
 
-# Messages for one slow reader. Above it libzmq drops deltas, which gaps in seq turn into a sync: whoever is that far
-# behind has, with one delta in each, missed more than the history holds and needs a snapshot anyway.
+# Messages for one slow reader. Above it libzmq drops deltas, and the gap in seq leads to a sync: a reader that is that
+# far behind has, with one delta per message, missed more than the history holds and needs a snapshot anyway.
 STREAM_SNDHWM = 32_768
 # Messages for one worker: above the calls and Cancels of its credit (2 x 4,096) and the outcomes of its own open calls
 # (4,096) together with acks, parts and probes. Bytes are bounded by the core.
 ROUTER_SNDHWM = 16_384
 ROUTER_RCVHWM = 10_000  # messages of one worker; beyond it TCP pushes back on that worker alone
 BACKLOG = 4096  # 100, the default, overflows under a burst of connects
-HANDSHAKE_IVL_MS = 3_000  # cuts strangers that connect and say nothing
+HANDSHAKE_IVL_MS = 3_000  # cuts strangers that connect and stay silent
 RECONNECT_IVL_MS = 10
 RECONNECT_IVL_MAX_MS = 100
-CONNECT_TIMEOUT_MS = 2_000  # a machine that went takes nothing and refuses nothing; TCP itself would try for minutes,
-# at the address that the name had. Long enough for one lost SYN, which is sent again after 1 s.
-CONTEXT_DESCRIPTORS = 16  # free when a context is made: with 4 to 6 libzmq aborts, and a socket takes some more
-# How long a ROUTER or DEALER alone is waited for in a conversation. Longer than a tick of the kernel's clock (4 ms):
-# a timer that is due before the next tick is set in hardware, which on a virtual machine costs 5 us a wait.
+CONNECT_TIMEOUT_MS = 2_000  # a machine that is gone neither accepts nor refuses; TCP itself would try for minutes, at
+# the name's old address. Long enough for one lost SYN, which is sent again after 1 s.
+CONTEXT_DESCRIPTORS = 16  # must be free before a context is made: with 4 to 6 libzmq aborts, and a socket takes more
+# How long a conversation waits for the ROUTER or DEALER alone. Longer than a tick of the kernel's clock (4 ms): a timer
+# that is due before the next tick is set in hardware, which costs a virtual machine 5 us per wait.
 ALONE_MS = 5
 LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
 
@@ -42,12 +42,12 @@ IO_ERRORS = (zmq.ZMQError, OSError)
 
 
 def new_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """A context whose I/O thread lets whoever wakes it finish its turn first, where the system knows SCHED_BATCH.
+    """A context whose I/O thread lets the thread that wakes it finish first, if the system has SCHED_BATCH.
 
-    Else the I/O thread takes the CPU from us at each send, to send that one message: on one CPU a call with 10 in
-    flight costs 107 us of all processes' time that way and 80 this way, with 100 in flight 60 and 49.
+    Otherwise the I/O thread takes the CPU from us at each send, to send that one message: on one CPU a call with 10 in
+    flight costs all processes 107 us that way and 80 this way, with 100 in flight 60 and 49.
 
-    Raises: OSError when too few descriptors are left: libzmq would end the process.
+    Raises: OSError if too few descriptors are left: libzmq would end the process.
     """
     _check_descriptors()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -57,7 +57,7 @@ def new_context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def _check_descriptors() -> None:
-    """An abort (SIGABRT) is how libzmq takes it that its threads can't make their epolls. Raises: OSError."""
+    """libzmq aborts the process (SIGABRT) if its threads can't make their epolls. Raises: OSError, before that."""
     held: list[int] = []
     try:
         for _ in range(CONTEXT_DESCRIPTORS):
@@ -68,7 +68,7 @@ def _check_descriptors() -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Two descriptors a worker: take as many as the system allows, and tell how many these are."""
+    """Takes as many descriptors as the system allows, two per worker; returns how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -76,13 +76,13 @@ def raise_descriptor_limit() -> int:
 
 
 def seed_routing_ids() -> None:
-    """libzmq draws its first routing id from libc's generator: seed it, so that ids can't be guessed."""
+    """Seeds libc's generator, from which libzmq draws its first routing id, so that ids can't be guessed."""
     ctypes.CDLL(None).srandom(secrets.randbits(32))
     ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
 def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[bytes]:
-    """The broker's control and call socket, not bound yet."""
+    """The broker's control and call socket, not yet bound."""
     seed_routing_ids()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer raises EHOSTUNREACH, a full pipe EAGAIN
@@ -95,13 +95,13 @@ def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[b
 
 
 def xpub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
-    """The broker's registry stream, not bound yet.
+    """The broker's registry stream, not yet bound.
 
-    Its PINGs find the silent at the latest after a heartbeat and a TTL, from the handshake on and whatever they sent
-    before: every word of a worker, its own PINGs too, is an answer.
+    From the handshake on its PINGs find a silent worker within a heartbeat and a TTL, whatever the worker sent before.
+    Any frame from a worker, even its own PING, counts as an answer.
     """
     socket = context.socket(zmq.XPUB)
-    socket.setsockopt(zmq.RCVHWM, 0)  # see above; what waits is read at every turn, and XPUB itself keeps it unbounded
+    socket.setsockopt(zmq.RCVHWM, 0)  # see above; every turn reads what waits, and XPUB itself keeps it without a bound
     socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, ttl_ms)
     socket.setsockopt(zmq.SNDHWM, STREAM_SNDHWM)
@@ -118,7 +118,7 @@ def _listening(socket: zmq.Socket[bytes], ttl_ms: int) -> None:
 
 
 def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
-    """A worker's control and call socket, not connected yet."""
+    """A worker's control and call socket, not yet connected."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and sends, and by the broker's credit
     socket.setsockopt(zmq.RCVTIMEO, ALONE_MS)
@@ -128,7 +128,7 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: i
 
 
 def sub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
-    """A worker's end of the registry stream, not connected yet."""
+    """A worker's end of the registry stream, not yet connected."""
     socket = context.socket(zmq.SUB)
     _connecting(socket, heartbeat_ms, ttl_ms)
     return socket
@@ -150,9 +150,10 @@ _MORE = int(zmq.SNDMORE) | _NOBLOCK
 
 
 def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
-    """The frames of a large payload, behind a first one that was sent with SNDMORE.
+    """Sends the frames of a large payload, after a first frame that was sent with SNDMORE.
 
-    What came as a frame goes on as that very frame: pyzmq would have its collector's thread keep anything else alive.
+    A payload that came as a frame is sent on as that same frame: anything else pyzmq's collector thread would have to
+    keep alive.
     """
     memory.keep()
     if isinstance(payload, wire.Split):
@@ -166,7 +167,7 @@ def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
 
 
 def receive_payload(socket: zmq.Socket[bytes]) -> wire.Payload:
-    """The frames behind the first one of a message that has more; uncopied. There may be more still."""
+    """The payload in the frames after the first one of a message, not copied. Even more frames may follow."""
     memory.keep()
     frame = socket.recv(_NOBLOCK, copy=False)
     if not frame.more:
@@ -185,17 +186,17 @@ MONITORED = (
 
 
 ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
-"""What a broker watches. Not the failures: libzmq keeps some to itself. And not ACCEPT_FAILED: while descriptors lack,
-libzmq tries again without a pause, and would tell each time."""
+"""The events that a broker watches. Not the failures, since libzmq does not report all of them. And not ACCEPT_FAILED:
+while there are no descriptors, libzmq retries without a pause and would report each time."""
 
 
 def monitor(
     context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes], events: int = MONITORED
 ) -> zmq.Socket[bytes]:
-    """A PAIR that tells these connection events of `watched`.
+    """A PAIR that reports these connection events of `watched`.
 
-    Read it before `watched`; call `watched.disable_monitor()` before closing either. Unbounded on purpose: an undrained
-    monitor with a mark freezes the I/O thread.
+    Read it before `watched`; call `watched.disable_monitor()` before you close either. It has no bound on purpose: an
+    unread monitor with a high-water mark freezes the I/O thread.
     """
     address = f"inproc://iii-monitor-{os.getpid()}-{secrets.token_hex(8)}"
     watched.monitor(address, events)
