@@ -1,7 +1,7 @@
-"""What both workers' faces share: checks of what users pass, the entries they register, and `current_call()`.
+"""Shared by both faces: checks of the users' arguments, the entries that they register, and `current_call()`.
 
 Every check raises at the call site, before anything is recorded or sent, in one line that says what was seen and what
-is expected.
+was expected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ shared = Shared()  # by all workers of this process
 
 
 class HandlerOptions(TypedDict, total=False):
-    """What `register` takes besides id and handler, for those who pass it on: editors and mypy know it by this."""
+    """The options of `register` besides id and handler, so that editors and mypy know them if they are passed on."""
 
     description: str | None
     metadata: Mapping[str, Any] | None
@@ -39,7 +39,7 @@ class HandlerOptions(TypedDict, total=False):
     exclusive: bool
     idempotent: bool
     internal: bool
-    replace: bool  # it is registered by this worker already, and changes
+    replace: bool  # this worker has already registered the function, and changes it
 
 
 HANDLER_OPTIONS = tuple(HandlerOptions.__annotations__)
@@ -47,7 +47,7 @@ HANDLER_OPTIONS = tuple(HandlerOptions.__annotations__)
 _TCP_URL = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
 
 
-# -- what a worker is --------------------------------------------------------------------------------------------------
+# -- the worker's own arguments ----------------------------------------------------------------------------------------
 
 
 def make_profile(
@@ -58,7 +58,7 @@ def make_profile(
     credit: int,
     observer: bool,
 ) -> Profile:
-    """Checked; III_URL and III_STREAM_URL stand in for what was not given. Raises: TypeError, ValueError."""
+    """The checked profile. III_URL and III_STREAM_URL are the defaults. Raises: TypeError, ValueError."""
     _check_name(name)
     if type(credit) is not int:
         raise wrong(TypeError, "credit", credit, "an int of at least 1")
@@ -112,7 +112,7 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-# -- what is registered ------------------------------------------------------------------------------------------------
+# -- functions ---------------------------------------------------------------------------------------------------------
 
 
 def make_entry(
@@ -148,23 +148,23 @@ def make_entry(
 
 
 def check_own_id(function_id: str) -> None:
-    """An id that a worker may register. Raises: TypeError, ValueError."""
+    """Checks an id that a worker wants to register. Raises: TypeError, ValueError."""
     wire.check_function_id(function_id)
     if wire.is_reserved(function_id):
         raise ValueError(f"function id {function_id!r}: {wire.RESERVED_PREFIX} is reserved for the broker itself")
 
 
 def check_json_object(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises: TypeError, ValueError for what JSON can't say."""
+    """Raises: TypeError, ValueError for anything that JSON can't express."""
     if not isinstance(value, Mapping):
         raise wrong(TypeError, what, value, "a JSON object (a dict)")
     plain = dict(value)
     if not all(isinstance(key, str) for key in plain):
-        raise ValueError(f"{what} is no JSON object: its keys are to be str")
+        raise ValueError(f"{what} is not a JSON object: its keys must be str")
     try:
         json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise type(error)(f"{what} is no JSON object: {error}") from error
+        raise type(error)(f"{what} is not a JSON object: {error}") from error
     return plain
 
 
@@ -184,7 +184,7 @@ def read_batch(batch: Mapping[str, Handler] | Iterable[Any]) -> list[tuple[str, 
 
 
 def check_wanted(function_ids: tuple[str, ...]) -> list[str]:
-    """What `wait_for` is to wait for: the broker itself answers reserved ids. Raises: TypeError, ValueError."""
+    """The functions to wait for, without reserved ids, which the broker answers. Raises: TypeError, ValueError."""
     for function_id in function_ids:
         wire.check_function_id(function_id)
     return [one for one in dict.fromkeys(function_ids) if not wire.is_reserved(one)]
@@ -194,7 +194,7 @@ def check_wanted(function_ids: tuple[str, ...]) -> list[str]:
 
 
 class CurrentCall:
-    """The call that the running handler answers."""
+    """The call being handled in the current context."""
 
     __slots__ = ("_run",)
 
@@ -212,17 +212,17 @@ class CurrentCall:
 
     @property
     def epoch(self) -> str:
-        """The life of the broker that handed the call over: fences can be compared within one epoch only."""
+        """The epoch of the broker that handed over the call: only fences of the same epoch can be compared."""
         return self._run.epoch
 
     @property
     def fence(self) -> int:
-        """The seq of this worker's promotion for an exclusive function, which only grows in an epoch; 0 for others."""
+        """For an exclusive function the seq of this worker's promotion, which only grows within an epoch; else 0."""
         return self._run.fence
 
     @property
     def cancelled(self) -> bool:
-        """Nobody waits for the outcome any more: the caller gave up, or its time is over."""
+        """True if nobody waits for the outcome any more: the caller gave up, or the call timed out."""
         return self._run.cancelled or time.monotonic() >= self._run.deadline
 
     def remaining(self) -> float:
@@ -234,7 +234,7 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """The call that this handler answers. Raises: RuntimeError outside of a handler."""
+    """The call being handled in the current context. Raises: RuntimeError outside of a handler."""
     run = running.get()
     if run is None:
         raise RuntimeError("current_call() works only inside a handler, in the thread or task that runs it")
