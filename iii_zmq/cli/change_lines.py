@@ -1,17 +1,17 @@
-"""Changes out of the bare deltas of the past, for `watch --from`, without the content that they changed.
+"""Makes changes out of bare past deltas, for `watch --from`, without the content that the deltas changed.
 
-A delta says which rows were put and which dropped, not whether a put row was new. That is told by
+A delta says which rows were put and which were dropped, but not whether a put row was new. That follows from
 
-    what the earlier deltas of the stretch say of the row             if they mention it
-    what they say of its worker: who joined here had no rows before   if they do
-    the delta's drops: whoever goes leaves only promotions behind     if it has any
-    digest after = digest before + hashes of put rows - hashes of the rows they replace and of those dropped
-                                                                      so that nothing replaced means: all are new
+    earlier deltas of this stretch                             if they mention the row
+    earlier deltas of this stretch                             if the worker joined in it: it had no rows before
+    the delta's drops                                          if there are any: then all puts are promotions
+    digest after = digest before + hashes of put rows - hashes of replaced and of dropped rows
+                                                               if nothing was replaced: then all put rows are new
 
-That leaves a doubt where one delta puts several rows, of which some are new and some replaced, and none was mentioned
-before: then all are told as changed. Who meets a doubt tells the whole history of the epoch instead, from its empty
-beginning, in which there is none; that fails only where the broker no longer holds all of it. Names of workers who had
-gone by the end and came before the start are not known.
+A doubt remains if one delta puts several rows, some new and some replaced, and none was mentioned before: then all of
+them count as changed. In that case the caller reads the whole history of the epoch, from its empty beginning, where no
+doubt can arise; that fails only if the broker no longer holds all of it. The names of workers that joined before the
+stretch and left in it are not known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..core.worker.changes import (
 from ..wire import Delta, RowKey, WorkerRow
 
 _MODULUS = 1 << (8 * wire.DIGEST_BYTES)
-# Kind by (was there before, is there now), in the order in which one delta's changes are told.
+# Kind by (existed before, exists now); `_ORDER` is the order in which the changes of one delta are printed.
 _WORKER = {(False, True): WORKER_JOINED, (True, True): WORKER_CHANGED, (True, False): WORKER_LEFT}
 _FUNCTION = {(False, True): FUNCTION_ADDED, (True, True): FUNCTION_CHANGED, (True, False): FUNCTION_REMOVED}
 _ORDER = (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
@@ -42,7 +42,7 @@ _ORDER = (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WOR
 
 @dataclass(slots=True, frozen=True)
 class Present:
-    """What is known of the registry at `seq`, from which the past's names and numbers of providers follow."""
+    """The registry at `seq`, from which the names and numbers of providers in the past follow."""
 
     seq: int
     names: Mapping[str, str]
@@ -58,7 +58,7 @@ class _Event:
 
 
 def retell(epoch: str, deltas: Sequence[Delta], digest: bytes | None, present: Present) -> list[Change]:
-    """The changes that the deltas amount to; `digest` is the content's before the first, if known."""
+    """The changes that these deltas make; `digest` is the content's digest before the first one, if known."""
     events = _events(deltas, digest)
     names = {**present.names, **_names(deltas)}
     counts = _counts_before(events, present)
@@ -72,7 +72,7 @@ def retell(epoch: str, deltas: Sequence[Delta], digest: bytes | None, present: P
 
 
 def leaves_doubt(deltas: Iterable[Delta], digest: bytes | None) -> bool:
-    """Whether some row may be told as changed that was new, or as new that was changed."""
+    """True if a new row may be taken for a changed one, or a changed row for a new one."""
     past = _Past()
     for delta in deltas:
         unsure = past.unsure(delta)
@@ -92,7 +92,7 @@ def _change(event: _Event, names: Mapping[str, str], counts: Mapping[str, int], 
 
 
 def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
-    """All that happened, in the order in which it is told."""
+    """All events, in the order in which they are printed."""
     past = _Past()
     events: list[_Event] = []
     for delta in deltas:
@@ -106,19 +106,19 @@ def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
 
 
 class _Past:
-    """What the deltas so far tell of rows: `known` holds the rows that they mention, None where one is not there."""
+    """The rows as far as the deltas so far show them: `_known` holds every mentioned row, or None if it is gone."""
 
     def __init__(self) -> None:
         self._known: dict[RowKey, bytes | None] = {}
         self._arrived: set[str] = set()  # workers that joined in this stretch: all their rows are known
 
     def unsure(self, delta: Delta) -> list[RowKey]:
-        """The put rows of which nothing is known yet."""
+        """The put rows about which nothing is known yet."""
         keys = map(wire.row_key, delta.puts)
         return [key for key in keys if key not in self._known and key[0] not in self._arrived]
 
     def were_there(self, delta: Delta, digest: bytes | None) -> set[RowKey]:
-        """Which of the put rows were there before."""
+        """The keys of the put rows that existed before."""
         keys = [wire.row_key(row) for row in delta.puts]
         replaced = [self._known.get(key) for key in keys]
         there = {key for key, row in zip(keys, replaced, strict=True) if row is not None}
@@ -128,7 +128,7 @@ class _Past:
         return there
 
     def take(self, delta: Delta, were_there: set[RowKey]) -> None:
-        """The next one is told."""
+        """Notes the rows of a delta, before the next one."""
         put = {wire.row_key(row): row for row in delta.puts}
         self._arrived.update(key[0] for key in put if not key[1] and key not in were_there)
         self._known.update(dict.fromkeys(delta.drops))
@@ -136,7 +136,7 @@ class _Past:
 
 
 def _replaces_unknown_rows(delta: Delta, replaced: Iterable[bytes | None], digest: bytes | None) -> bool:
-    """Whether more than these rows were replaced. Only for a delta that drops none."""
+    """True if more than these rows were replaced. Only for a delta that drops none."""
     if digest is None:
         return False
     before, after = int.from_bytes(digest, "big"), int.from_bytes(delta.digest, "big")
@@ -155,7 +155,7 @@ def _names(deltas: Iterable[Delta]) -> dict[str, str]:
 
 
 def _counts_before(events: Iterable[_Event], present: Present) -> Counter[str]:
-    """How many providers each function had before the first event: those at present, less what came since."""
+    """How many providers each function had before the first event: the present number minus the changes since."""
     counts = Counter(present.providers)
     for event in events:
         if event.seq <= present.seq:

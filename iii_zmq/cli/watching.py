@@ -1,7 +1,7 @@
-"""watch: where it starts, then one line for every change, live or of the past.
+"""watch: prints where it starts, then one line for every change, past or live.
 
-Invariant: no change is told twice and none is left out. The observer joins first, at Q; then the past is asked for, up
-to P >= Q; then follow what the observer hears after P.
+Invariant: no change is printed twice and none is left out. The observer joins first, at position Q. Then it fetches the
+past up to P >= Q, and goes on with the changes that it hears after P.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def watch(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Until Ctrl-C, SIGTERM, `count` changes of the registry or `timeout` seconds. Raises: CommandError, IIIError."""
+    """Watches until Ctrl-C, SIGTERM, `count` changes of the registry or `timeout` seconds.
+
+    Raises: CommandError, IIIError.
+    """
     asked = None if start is None else read_position(start)
     until = None if timeout is None else time.monotonic() + timeout
     lines = _Lines(as_json)
@@ -54,19 +57,19 @@ def watch(
             for change in wanted if count is None else _first(count, wanted, worker):
                 lines.tell(worker, change)
     except KeyboardInterrupt:
-        pass  # the way to end it
+        pass  # the usual way to stop it
 
 
 def read_position(text: str) -> Position:
-    """SEQ, or EPOCH:SEQ; without an epoch it is that of the broker now. Raises: CommandError."""
+    """Reads SEQ or EPOCH:SEQ; without an epoch it means the broker's current one. Raises: CommandError."""
     epoch, _, seq = text.rpartition(":")
     if not (seq.isascii() and seq.isdigit()) or (":" in text and not epoch):
-        raise usage(f"--from {text!r} is no position; expected SEQ or EPOCH:SEQ")
+        raise usage(f"--from {text!r} is not a position; expected SEQ or EPOCH:SEQ")
     return Position(epoch, int(seq))
 
 
 def is_wanted(change: Change, patterns: tuple[str, ...]) -> bool:
-    """Without patterns everything; with them functions whose ids match one, and resets."""
+    """True for every change without patterns; else for functions whose id matches one, and for resets."""
     if not patterns or "*" in patterns or change.kind == "reset":
         return True
     return change.function_id is not None and any(fnmatchcase(change.function_id, pattern) for pattern in patterns)
@@ -76,10 +79,11 @@ def is_wanted(change: Change, patterns: tuple[str, ...]) -> bool:
 
 
 def _first(count: int, changes: Iterator[Change], worker: Worker) -> Iterator[Change]:
-    """The changes of the first `count` positions: whoever goes on with `--from` the last of them has missed nothing.
+    """The changes of the first `count` positions, so that `--from` with the last of them misses nothing.
 
-    Only the next position would show that one is complete. All that changed at once reaches a reader at once, and the
-    reader of a closed worker gives what it has: so the worker is closed with the last position's first change.
+    Only the next position would show that a position is complete. But changes that happened together reach a reader
+    together, and the reader of a closed worker still returns what it has. So the first change of the last position
+    closes the worker.
     """
     if not count:
         return
@@ -97,7 +101,7 @@ def _first(count: int, changes: Iterator[Change], worker: Worker) -> Iterator[Ch
 def _changes(
     worker: Worker, url: str | None, asked: Position | None, until: float | None, lines: _Lines
 ) -> Iterator[Change]:
-    """Tells the start, then gives what changed since, past and live."""
+    """Prints the start, then yields the changes since, past and live."""
     live = worker.changes(timeout=None if until is None else max(0.0, until - time.monotonic()))
     at = worker.position
     past = None if asked is None else _past(worker, url, asked)
@@ -115,7 +119,7 @@ def _changes(
 
 
 def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | None:
-    """What changed after that position until now; None when the broker can't tell."""
+    """The changes from that position until now; None if the broker no longer holds them."""
     from .change_lines import leaves_doubt, retell
     from .history import fetch_past
 
@@ -132,7 +136,7 @@ def _past(worker: Worker, url: str | None, asked: Position) -> list[Change] | No
 
 
 def _present(replica: Replica) -> Present:
-    """Names and numbers of providers, all of one position."""
+    """The workers' names and the functions' numbers of providers, all at one position."""
     from .change_lines import Present
 
     while True:
@@ -144,7 +148,7 @@ def _present(replica: Replica) -> Present:
 
 
 class _Lines:
-    """What is printed: for programs one JSON object a line, for people one line that can be read across."""
+    """Prints one line per change: a JSON object for programs, a sentence for people."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -171,12 +175,12 @@ class _Lines:
             self._print(f"{change}{state}", STYLES[change.kind])
 
     def follow_states(self, worker: Worker) -> None:
-        """People are told when the broker goes and comes back; programs see it by a `reset`, or by silence."""
+        """Tells people when the broker is lost and when it is back; programs see a `reset`, or silence."""
         if not self._as_json:
             worker.on_state(self._tell_state)
 
     def _tell_state(self, state: str) -> None:
-        text = {"connecting": "the broker is lost, trying again", "connected": "the broker is back"}.get(state)
+        text = {"connecting": "the broker is lost; trying again", "connected": "the broker is back"}.get(state)
         if text is not None:
             print(f"iii-broker: {text}", file=sys.stderr, flush=True)
 
