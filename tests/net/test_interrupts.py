@@ -1,8 +1,13 @@
 """A signal whose handler raises, at any moment of anything that waits: the user's exception comes out, all goes on.
 
 SIGALRM's handler raises an exception of the user's, SIGINT's is Python's own, of Ctrl-C. Each is raised between two
-bytecodes of the main thread, so also in the middle of ours: after a lock was taken, before it was noted, or while an
-answer is handed over. A program of its own does it some hundred times, and then uses its worker as if nothing had been.
+bytecodes of the main thread, so also in the middle of ours: after a lock was taken and before that was noted, between
+the two frames of a large message, or while an answer is handed over, which may be another thread's. A program of its
+own is interrupted some hundred times, and then uses its worker as if nothing had been.
+
+`with`, `started`: how it joined. `listening`: started, with an `on_change` callback. `shared`: another thread calls
+meanwhile. `serving`: started, with a function that another worker calls meanwhile. Whatever is interrupted, no call of
+those others ends only by its timeout, as it would if its answer, or the call itself, was read and then forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ LIMITS_S = {200: 15.0, 2000: 30.0}  # by how many interrupts, which take 0.6 and
 
 PROGRAM = """
 import faulthandler, itertools, json, os, queue, random, signal, sys, threading, time, traceback
-from iii_zmq import WaitTimeout, Worker
+from iii_zmq import Busy, CallTimeout, IIIError, WaitTimeout, Worker
 
 url, way, life, use, count, limit = sys.argv[1:]
 faulthandler.dump_traceback_later(float(limit), exit=True)  # says where a thread waits for ever
@@ -55,16 +60,27 @@ else:
     threading.Thread(target=interrupt_main, daemon=True).start()
     arm = lambda: arming.put(None)
 
-worker = Worker("interrupted", url)
+worker, neighbour = Worker("interrupted", url), Worker("neighbour", url)
 heard = []
+if life == "serving":
+    worker.register("own::echo", lambda value: value)
 if life == "listening":
     worker.on_change("i::moved")(heard.append)
-worker.__enter__() if life == "with" else worker.start()
+worker.__enter__() if life in ("with", "shared") else worker.start()
 worker.wait_for("i::echo")
+if life == "serving":
+    neighbour.start()
+    neighbour.wait_for("own::echo")
+others_call = {"shared": (worker, "i::echo"), "serving": (neighbour, "own::echo")}.get(life)
 
 
 def call(number):
     assert worker.call("i::echo", number, timeout=5.0) == number
+
+
+def large(number):
+    payload = number.to_bytes(4, "big", signed=True) + bytes(100_000)  # travels in two frames
+    assert worker.call("i::echo", payload, timeout=5.0) == payload
 
 
 def submit(number):
@@ -72,7 +88,10 @@ def submit(number):
 
 
 def send(number):
-    worker.send("i::echo", number)
+    try:
+        worker.send("i::echo", number)
+    except Busy:  # the broker has not read that many yet
+        time.sleep(0.001)
 
 
 def register(number):
@@ -88,10 +107,27 @@ def wait_for(number):
         pass
 
 
-act = {"call": call, "submit": submit, "send": send, "register": register, "wait_for": wait_for}[use]
+uses = {"call": call, "large": large, "submit": submit, "send": send, "register": register, "wait_for": wait_for}
+act = uses[use]
 numbers = itertools.count()
 interrupted = swallowed = 0
 wrong = []
+over = threading.Event()
+
+
+def call_beside(caller, function_id):
+    while not over.is_set():
+        try:
+            assert caller.call(function_id, -2, timeout=5.0) == -2
+        except CallTimeout as error:
+            wrong.append(f"in another thread: {error!r}")
+        except IIIError:
+            pass  # failed in time
+
+
+if others_call:
+    beside = threading.Thread(target=call_beside, args=others_call, daemon=True)
+    beside.start()
 while interrupted < int(count):
     try:
         arm()
@@ -111,14 +147,23 @@ while interrupted < int(count):
                     pass
             wrong.append("".join(traceback.format_exception(error)))
 
-for one in (call, submit, send, register, wait_for):
-    one(next(numbers))
-calling = threading.Thread(target=call, args=(-1,), daemon=True)
-calling.start()
-calling.join(5.0)
+def use_all():
+    for one in uses.values():
+        one(-1)
+
+
+over.set()
+if others_call:
+    beside.join(8.0)
+    wrong += ["the other thread never came back"] * beside.is_alive()
+use_all()
+using = threading.Thread(target=use_all, daemon=True)
+using.start()
+using.join(5.0)
 worker.close()
+neighbour.close()
 print(json.dumps({
-    "wrong": wrong[:3], "swallowed": swallowed, "another thread waits": calling.is_alive(), "state": worker.state,
+    "wrong": wrong[:3], "swallowed": swallowed, "another thread waits": using.is_alive(), "state": worker.state,
     "heard": bool(heard),
 }))
 """
@@ -151,7 +196,8 @@ def url(broker: RunningBroker) -> Iterator[str]:
 
 
 CASES = [
-    ("with", "call"), ("started", "call"), ("listening", "call"),
+    ("with", "call"), ("started", "call"), ("listening", "call"), ("shared", "call"), ("serving", "call"),
+    ("with", "large"), ("started", "large"),
     ("with", "submit"), ("started", "submit"), ("listening", "submit"),
     ("with", "send"), ("started", "send"),
     ("with", "register"), ("started", "register"),

@@ -220,7 +220,7 @@ def test_a_call_ends_though_on_state_wants_a_lock_that_its_caller_holds(life: st
             with lock:
                 broker.process.kill()
                 assert wants.wait(PATIENCE_S)
-                return worker.call("u::echo", 7, timeout=2.0)
+                return worker.call("u::echo", 7, timeout=1.0)
 
         try:
             with pytest.raises(IIIError):  # there is no broker: whichever it is, it comes in time
