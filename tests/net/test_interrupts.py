@@ -1,9 +1,9 @@
 """A signal whose handler raises, at any moment of anything that waits: the user's exception comes out, all goes on.
 
-SIGALRM's handler raises an exception of the user's, SIGINT's is Python's own, of Ctrl-C. Each is raised between two
-bytecodes of the main thread, so also in the middle of ours: after a lock was taken and before that was noted, between
-the two frames of a large message, or while an answer is handed over, which may be another thread's. A program of its
-own is interrupted some hundred times, and then uses its worker as if nothing had been.
+SIGALRM's handler raises an exception of the user's, SIGINT's a KeyboardInterrupt, as Python's own does. Each is raised
+between two bytecodes of the main thread, so also in the middle of ours: after a lock was taken and before that was
+noted, between the two frames of a large message, or while an answer is handed over, which may be another thread's. A
+program of its own is interrupted some hundred times, and then uses its worker as if nothing had been.
 
 `with`, `started`: how it joined. `listening`: started, with an `on_change` callback. `shared`: another thread calls
 meanwhile. `serving`: started, with a function that another worker calls meanwhile. Whatever is interrupted, no call of
@@ -40,8 +40,10 @@ class Alarm(Exception):
     pass
 
 
-def on_alarm(number, frame):
-    raise Alarm
+def on_signal(number, frame):
+    global struck
+    struck = frame
+    raise expected
 
 
 def interrupt_main():
@@ -54,9 +56,10 @@ def interrupt_main():
 expected = {"alarm": Alarm, "sigint": KeyboardInterrupt}[way]
 arming = queue.SimpleQueue()
 if way == "alarm":
-    signal.signal(signal.SIGALRM, on_alarm)
+    signal.signal(signal.SIGALRM, on_signal)
     arm = lambda: signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0002, 0.003))
 else:
+    signal.signal(signal.SIGINT, on_signal)
     threading.Thread(target=interrupt_main, daemon=True).start()
     arm = lambda: arming.put(None)
 
@@ -110,8 +113,7 @@ def wait_for(number):
 uses = {"call": call, "large": large, "submit": submit, "send": send, "register": register, "wait_for": wait_for}
 act = uses[use]
 numbers = itertools.count()
-interrupted = swallowed = 0
-wrong = []
+interrupted, swallowed, wrong = 0, [], []
 over = threading.Event()
 
 
@@ -134,7 +136,7 @@ while interrupted < int(count):
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
             act(next(numbers))
-        swallowed += 1
+        swallowed.append("".join(traceback.format_stack(struck)))
     except BaseException as error:
         if type(error) is expected:
             interrupted += 1
@@ -163,7 +165,7 @@ using.join(5.0)
 worker.close()
 neighbour.close()
 print(json.dumps({
-    "wrong": wrong[:3], "swallowed": swallowed, "another thread waits": using.is_alive(), "state": worker.state,
+    "wrong": wrong[:3], "swallowed": swallowed[:3], "another thread waits": using.is_alive(), "state": worker.state,
     "heard": bool(heard),
 }))
 """
@@ -214,5 +216,5 @@ def test_an_interrupt_comes_out_as_itself_and_all_goes_on(url: str, life: str, u
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS_S[count] + 5.0, env=environment())
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == {
-        "wrong": [], "swallowed": 0, "another thread waits": False, "state": "closed", "heard": life == "listening",
+        "wrong": [], "swallowed": [], "another thread waits": False, "state": "closed", "heard": life == "listening",
     }, ended.stderr  # fmt: skip
