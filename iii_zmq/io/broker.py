@@ -26,7 +26,16 @@ import zmq
 from .. import wire
 from .._version import __version__
 from ..core.broker.core import BrokerCore
-from ..core.broker.session import BROADCAST, EVERYONE, Malformed, Peer, Settings, Subscribed, Undelivered, Unsubscribed
+from ..core.broker.events import (
+    BROADCAST,
+    EVERYONE,
+    Address,
+    Malformed,
+    Settings,
+    Subscribed,
+    Undelivered,
+    Unsubscribed,
+)
 from ..core.bundles import by_peer, packed
 from ..errors import ProtocolError
 from . import addresses, sockets
@@ -89,7 +98,7 @@ class Broker:
         self._edges = Edges([self._router, self._xpub, *self._monitors], self._wake_in.fileno())
         self._locks: list[int] = []
         self._lost: dict[bytes, None] = {}  # topics unsubscribed, to be told once the ROUTER was read empty
-        self._undelivered: list[tuple[Peer, Undelivered]] = []
+        self._undelivered: list[tuple[Address, Undelivered]] = []
         self._undrained_turns = 0
         self._alone_until = 0.0
         self._talks = 0  # messages of the conversation so far
@@ -299,7 +308,7 @@ class Broker:
                 return self._malformed("more than three frames")
         return self._decoded(frame, payload)
 
-    def _take(self, peer: Peer, message: wire.Message | Malformed, now: float) -> int:
+    def _take(self, peer: Address, message: wire.Message | Malformed, now: float) -> int:
         """Hands it to the core; how many messages it was. What is in a bundle counts as if each had come alone."""
         if self._debug:
             self._tell_message("from", peer, message)
@@ -375,7 +384,7 @@ class Broker:
             for frame, payload, carried in packed(messages, most):
                 self._send(to, frame, payload, carried)
 
-    def _send(self, to: Peer, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
+    def _send(self, to: Address, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
         """To one peer; what can't be sent is told with the bad news."""
         self._router.touched()
         router = self._router.socket
@@ -392,7 +401,7 @@ class Broker:
             overflow = error.errno == zmq.EAGAIN
             self._undelivered.extend((to, Undelivered(message, overflow)) for message in carried)
 
-    def _tell_message(self, way: str, peer: Peer, message: wire.Message | Malformed) -> None:
+    def _tell_message(self, way: str, peer: Address, message: wire.Message | Malformed) -> None:
         """Kind, number and worker id, and nothing else: routing ids and tokens are secrets, payloads the users'."""
         if peer is EVERYONE or peer is BROADCAST:
             name = "everyone"

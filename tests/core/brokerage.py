@@ -18,18 +18,18 @@ from typing import Any
 
 from iii_zmq import wire
 from iii_zmq.core.broker.core import BrokerCore
-from iii_zmq.core.broker.registry import Registry
-from iii_zmq.core.broker.session import (
+from iii_zmq.core.broker.events import (
     BROADCAST,
     EVERYONE,
     Event,
     Outbox,
-    Session,
     Settings,
     Subscribed,
     Undelivered,
     Unsubscribed,
 )
+from iii_zmq.core.broker.registry import Registry
+from iii_zmq.core.broker.session import Session
 
 NIL = wire.pack(None)
 
@@ -222,7 +222,7 @@ def leftovers(core: BrokerCore) -> dict[str, object]:
     sessions, calls, answers = core._sessions, core._calls, core._answers
     attendance, draining = core._attendance, core._draining
     tables: dict[str, object] = {
-        "by_peer": sessions.by_peer, "by_worker": sessions.by_worker,
+        "by_peer": sessions.by_address, "by_worker": sessions.by_worker,
         "by_token": sessions.by_token, "by_presence": sessions.by_presence, "processes": sessions._processes,
         "checks": attendance._liveness._checks._orders, "draining": draining._sessions,
         "queues": calls._queues._queues, "queued_bytes": sum(calls._queues._bytes.values()),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iii_zmq import wire
-from iii_zmq.core.broker import admission
-from iii_zmq.core.broker.admission import DEPTH_MAX, is_too_deep
+from iii_zmq.core.broker import registrations
+from iii_zmq.core.broker.registrations import DEPTH_MAX, is_too_deep
 
 VALUES = st.recursive(
     st.none() | st.integers(0, 9) | st.text(max_size=9),
@@ -37,7 +37,7 @@ def nested(levels: int) -> dict[str, Any]:
 @given(VALUES, st.integers(0, 6))
 def test_too_deep_is_what_has_more_levels_than_allowed(value: Any, depth_max: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(admission, "DEPTH_MAX", depth_max)
+        patch.setattr(registrations, "DEPTH_MAX", depth_max)
         assert is_too_deep(wire.pack(value), [value]) == (depth(value) > depth_max)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from iii_zmq import wire
 from iii_zmq.core.broker import answers, registry
+from iii_zmq.core.broker.events import BROADCAST, Subscribed
 from iii_zmq.core.broker.registry import Registry
-from iii_zmq.core.broker.session import BROADCAST, Subscribed
 from tests.core.brokerage import Brokerage, Member, leftovers
 
 Part = wire.Snapshot | wire.Replay

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.broker import attendance, registrations, sessions
-from iii_zmq.core.broker import core as broker_module
+from iii_zmq.core.broker import attendance, registrations, sessions, stream
 from iii_zmq.core.broker.core import BrokerCore
-from iii_zmq.core.broker.session import EVERYONE, Malformed, Settings, Subscribed, Unsubscribed
+from iii_zmq.core.broker.events import EVERYONE, Malformed, Settings, Subscribed, Unsubscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 
@@ -149,7 +148,7 @@ def test_a_token_of_a_session_that_has_no_row_yet_starts_anew() -> None:
     broker = Brokerage()
     old = broker.greet("a")
     new = broker.greet("a2", token=old.token)
-    assert (old.worker_id != new.worker_id, list(broker.core._sessions.by_peer)) == (True, [b"a2"])
+    assert (old.worker_id != new.worker_id, list(broker.core._sessions.by_address)) == (True, [b"a2"])
 
 
 def test_calls_of_a_session_that_is_taken_over_fail_once_and_queued_ones_wait_for_the_new_one() -> None:
@@ -187,7 +186,7 @@ def test_a_hello_that_was_overtaken_by_a_later_one_takes_nothing_back() -> None:
     now = broker.greet("p3", name="p", token=old.token, functions=digest_of("f"), number=9)
     overtaken = broker.greet("p2", name="p", token=old.token, functions=digest_of("f"), number=8)
     assert (now.worker_id == old.worker_id, overtaken.worker_id == old.worker_id) == (True, False)
-    assert broker.core._sessions.by_peer[b"p3"].worker_id == old.worker_id
+    assert broker.core._sessions.by_address[b"p3"].worker_id == old.worker_id
 
 
 def test_an_observer_with_its_token_stays_the_same() -> None:
@@ -335,7 +334,7 @@ def test_after_a_bye_results_of_running_calls_are_taken_and_with_the_last_the_se
     broker.send("p", wire.Bye(9), wire.Result(first.number, NIL))
     assert broker.to("a") == [wire.Result(1, NIL)]
     broker.send("p", wire.Failure(second.number, "handler_failed", "executed", "E", ""))
-    assert list(broker.core._sessions.by_peer) == [b"a"]
+    assert list(broker.core._sessions.by_address) == [b"a"]
 
 
 def test_after_a_bye_nothing_new_is_accepted() -> None:
@@ -358,7 +357,7 @@ def test_after_a_bye_a_session_that_never_answers_ends_when_it_is_silent() -> No
     broker.send("p", wire.Bye(9))
     broker.wait(2.1)
     assert broker.failures("a") == [(1, "provider_lost", "possibly_executed")]
-    assert list(broker.core._sessions.by_peer) == [b"a"]
+    assert list(broker.core._sessions.by_address) == [b"a"]
 
 
 def test_a_second_bye_does_nothing() -> None:
@@ -457,7 +456,7 @@ def test_unregistering_is_acknowledged_and_refused_by_name() -> None:
 
 
 def test_many_deltas_of_one_turn_travel_in_a_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "DELTAS_BYTES_MAX", 200)
+    monkeypatch.setattr(stream, "DELTAS_BYTES_MAX", 200)
     broker = Brokerage()
     broker.join("p")
     broker.stream()

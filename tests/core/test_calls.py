@@ -6,9 +6,9 @@ import pytest
 
 from iii_zmq import wire
 from iii_zmq.core.broker import calls as calls_module
-from iii_zmq.core.broker import queues, routes, unread
+from iii_zmq.core.broker import outcomes, queues, unread
 from iii_zmq.core.broker import session as session_module
-from iii_zmq.core.broker.session import Subscribed
+from iii_zmq.core.broker.events import Subscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 LARGE = b"\xc6\x00\x01\x00\x01" + bytes(65_537)
@@ -391,8 +391,8 @@ def test_a_header_in_flight_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_call_with_a_large_header_alone_is_kept_for_another_try() -> None:
     broker, a = providers(9, 9, function=entry("f", idempotent=True))
-    broker.send("a", a.call(1, "f", header=bytes(routes.KEEP_BYTES_MAX)))
-    assert leftovers(broker.core)["large_bytes"] == routes.KEEP_BYTES_MAX + len(NIL)
+    broker.send("a", a.call(1, "f", header=bytes(session_module.KEEP_BYTES_MAX)))
+    assert leftovers(broker.core)["large_bytes"] == session_module.KEEP_BYTES_MAX + len(NIL)
     broker.send("p0", wire.Bye(1))
     broker.send("p0", broker.hello("p0"))  # without an answer: the call is lost
     assert len(broker.calls("p1")) == 1
@@ -420,7 +420,7 @@ def test_what_could_not_be_sent_is_not_in_flight(monkeypatch: pytest.MonkeyPatch
 def test_large_payloads_are_limited_for_all_workers_together_and_small_ones_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(routes, "LARGE_BYTES_MAX", len(LARGE) + 100)
+    monkeypatch.setattr(calls_module, "LARGE_BYTES_MAX", len(LARGE) + 100)
     broker, a = providers(9, 9)
     broker.send("a", a.call(1, "f", payload=LARGE), a.call(2, "f", payload=LARGE), a.call(3, "f"))
     assert broker.failures("a") == [(2, "busy", "not_handed_over")]
@@ -432,7 +432,7 @@ def test_large_payloads_are_limited_for_all_workers_together_and_small_ones_go_o
 
 
 def test_the_bytes_of_a_lost_provider_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "LARGE_BYTES_MAX", len(LARGE) + 100)
+    monkeypatch.setattr(calls_module, "LARGE_BYTES_MAX", len(LARGE) + 100)
     broker, a = providers(9, 9)
     broker.send("a", a.call(1, "f", payload=LARGE, target=broker.id_of("p0")), a.call(2, "f"))
     broker.send("p0", wire.Bye(1))
@@ -580,7 +580,7 @@ def test_a_call_whose_deadline_passes_in_the_turn_that_makes_room_is_not_handed_
 def test_an_endless_timeout_ends_some_day() -> None:
     broker, a, _ = served("f")
     broker.send("a", a.call(1, "f", remaining_ms=2**62))
-    assert broker.core._calls.next_deadline() == broker.now + routes.REMAINING_MS_MAX / 1000
+    assert broker.core._calls.next_deadline() == broker.now + session_module.REMAINING_MS_MAX / 1000
 
 
 # -- giving up ---------------------------------------------------------------------------------------------------------
@@ -683,7 +683,7 @@ def test_a_call_that_comes_back_goes_before_those_that_came_later() -> None:
     broker, a = providers(1, 1, function=entry("f", idempotent=True))
     broker.send("a", *[a.call(number, "f", payload=bytes([number])) for number in range(4)])
     (running,) = broker.calls("p1")
-    session = broker.core._sessions.by_peer[b"p0"]
+    session = broker.core._sessions.by_address[b"p0"]
     broker.die(Member(b"p0", session.worker_id, session.token))
     got = []
     while True:
@@ -791,7 +791,7 @@ def test_a_large_payload_is_let_go_when_a_second_try_is_out_of_the_question() ->
 
 def test_large_payloads_of_idempotent_functions_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     # 4,096 calls of 32 MiB in flight to one worker were all kept.
-    monkeypatch.setattr(routes, "KEPT_BYTES_MAX", len(LARGE) + 1)
+    monkeypatch.setattr(outcomes, "KEPT_BYTES_MAX", len(LARGE) + 1)
     broker, a, p = served(entry("f", idempotent=True))
     broker.send("a", a.call(1, "f", payload=LARGE), a.call(2, "f", payload=LARGE))
     assert broker.count("payloads_let_go") == [1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import Subscribed
+from iii_zmq.core.broker.events import Subscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry
 
 EXCLUSIVE = entry("f", exclusive=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import EVERYONE, Settings, Undelivered, Unsubscribed
+from iii_zmq.core.broker.events import EVERYONE, Settings, Undelivered, Unsubscribed
 from tests.core.brokerage import Brokerage, Member
 
 GATHER_S = 0.002

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import EVERYONE, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.broker.events import EVERYONE, Subscribed, Undelivered, Unsubscribed
 from tests.core.brokerage import NIL, Brokerage, Member, entry, leftovers
 
 
@@ -32,7 +32,7 @@ def test_a_session_without_presence_is_dropped_after_five_seconds() -> None:
     broker = Brokerage()
     broker.greet("a")
     broker.wait(4.9)
-    assert list(broker.core._sessions.by_peer) == [b"a"]
+    assert list(broker.core._sessions.by_address) == [b"a"]
     broker.wait(0.2)
     assert (leftovers(broker.core), broker.count("never_present")) == ({}, [1])
 

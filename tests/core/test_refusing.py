@@ -6,7 +6,7 @@ import pytest
 
 from iii_zmq import errors, wire
 from iii_zmq.core.broker import refusing
-from iii_zmq.core.broker.session import EVERYONE, Malformed
+from iii_zmq.core.broker.events import EVERYONE, Malformed
 from iii_zmq.errors import ProtocolError
 from tests.core.brokerage import NIL, Brokerage, leftovers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import Subscribed
+from iii_zmq.core.broker.events import Subscribed
 from tests.core.brokerage import Brokerage, Member, entry
 
 

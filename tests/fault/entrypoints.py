@@ -11,8 +11,8 @@ from typing import Any
 from iii_zmq import errors, wire
 from iii_zmq.cli import payloads
 from iii_zmq.cli.exits import CommandError
-from iii_zmq.core.broker.admission import DEPTH_MAX, read_entry
-from iii_zmq.core.broker.session import EVERYONE, Malformed
+from iii_zmq.core.broker.events import EVERYONE, Malformed
+from iii_zmq.core.broker.registrations import DEPTH_MAX, read_entry
 from iii_zmq.core.counters import WORKER_COUNTERS
 from iii_zmq.core.worker.core import WorkerCore
 from iii_zmq.core.worker.events import (
@@ -240,8 +240,8 @@ def run_broker(data: bytes) -> None:
 
 def _step_of_broker(machine: AnyMessages, source: Source) -> None:
     core, peer = machine.core, source.choose(PEERS)
-    sessions = list(core._sessions.by_peer.values())
-    session = core._sessions.by_peer.get(peer)
+    sessions = list(core._sessions.by_address.values())
+    session = core._sessions.by_address.get(peer)
     tokens = [one.token for one in sessions]
     match source.byte() % 8:
         case 0:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from iii_zmq import wire
-from iii_zmq.core.broker.routes import IN_FLIGHT_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX
+from iii_zmq.core.broker.session import IN_FLIGHT_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX
 from iii_zmq.core.broker.unread import UNREAD_BYTES_MAX
 from iii_zmq.io import sockets
 from iii_zmq.io.broker import Broker

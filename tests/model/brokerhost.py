@@ -14,8 +14,8 @@ from itertools import count
 
 from iii_zmq import wire
 from iii_zmq.core.broker.core import BrokerCore
-from iii_zmq.core.broker.routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, Route
-from iii_zmq.core.broker.session import EVERYONE, Peer, Session, Settings, Undelivered, Unsubscribed
+from iii_zmq.core.broker.events import EVERYONE, Address, Settings, Undelivered, Unsubscribed
+from iii_zmq.core.broker.session import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, Route, Session
 from tests.core.brokerage import all_deltas
 
 CREDIT = 2
@@ -25,7 +25,7 @@ CREDIT = 2
 class Asked:
     """One call as its caller made it."""
 
-    peer: Peer
+    peer: Address
     number: int
     payload: bytes
     function_id: str
@@ -33,14 +33,14 @@ class Asked:
     no_answer: bool
     ever_sent: bool = False
     sent_too_late: bool = False  # to a provider whose session ended in the same turn: nobody is told what became of it
-    handed: list[Peer] = field(default_factory=list)
+    handed: list[Address] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Connection:
     """One worker's two sockets. `token` is that of its session, b"" before a Welcome."""
 
-    peer: Peer
+    peer: Address
     name: str
     alive: bool = True
     token: bytes = b""
@@ -63,8 +63,8 @@ class BrokerHost:
         self.numbers = count(1)
         self.connections: list[Connection] = []
         self.asked: dict[bytes, Asked] = {}  # by payload
-        self.open: dict[tuple[Peer, int], Asked] = {}
-        self.undelivered: list[tuple[Peer, wire.Message]] = []
+        self.open: dict[tuple[Address, int], Asked] = {}
+        self.undelivered: list[tuple[Address, wire.Message]] = []
         self.lost: list[bytes] = []
         self.rows: dict[wire.RowKey, bytes] = {}
         self.seq = 0
@@ -100,7 +100,7 @@ class BrokerHost:
         for asked in self.open.values():
             assert asked.no_answer or self.now < asked.deadline, f"{asked} is open beyond its deadline"
 
-    def send(self, to: Peer, message: wire.Message) -> None:
+    def send(self, to: Address, message: wire.Message) -> None:
         connection = next((one for one in self.connections if one.peer == to), None)
         if connection is None:
             return
@@ -191,7 +191,7 @@ class BrokerHost:
         if not was_started:
             asked.handed.remove(connection.peer)
 
-    def pop_open(self, peer: Peer, number: int) -> Asked:
+    def pop_open(self, peer: Address, number: int) -> Asked:
         assert (peer, number) in self.open, "an outcome for a call that is not open: told twice, or never asked"
         return self.open.pop((peer, number))
 
@@ -216,7 +216,7 @@ class BrokerHost:
         registry, sessions = self.core.registry, self.core._sessions
         assert self.rows == registry._rows
         assert set(registry.workers) <= set(sessions.by_worker)
-        tables = [sessions.by_peer, sessions.by_worker, sessions.by_token, sessions.by_presence]
+        tables = [sessions.by_address, sessions.by_worker, sessions.by_token, sessions.by_presence]
         assert len({frozenset(map(id, table.values())) for table in tables}) == 1  # type: ignore[attr-defined]
 
     def check_routes(self) -> list[Route]:
@@ -236,7 +236,7 @@ class BrokerHost:
             assert all(route.provider is session for route in session.in_flight.values())
             assert all(route.caller is session for route in session.open.values())
         told = {
-            (route.caller.peer, route.caller_number) for route in waited_for if route.caller and not route.no_answer
+            (route.caller.address, route.caller_number) for route in waited_for if route.caller and not route.no_answer
         }
         assert told == {key for key, asked in self.open.items() if not asked.no_answer}
         return queued

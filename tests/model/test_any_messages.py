@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from iii_zmq import wire
-from iii_zmq.core.broker import answers, attendance, calls, engine, queues, registrations, registry, routes, sessions
+from iii_zmq.core.broker import answers, attendance, calls, engine, outcomes, queues, registrations, registry, sessions
 from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.events import EVERYONE, Malformed, Settings, Subscribed, Undelivered, Unsubscribed
 from iii_zmq.core.broker.registry import Registry
-from iii_zmq.core.broker.session import EVERYONE, Malformed, Session, Settings, Subscribed, Undelivered, Unsubscribed
+from iii_zmq.core.broker.session import Session
 from tests.core.brokerage import entry
 
 SESSIONS_MAX, OPEN_MAX, CREDIT_MAX, QUEUE_MAX, ROWS_MAX, HISTORY_MAX, OFFERS_MAX = 4, 3, 2, 2, 6, 4, 3
@@ -90,7 +91,7 @@ def low_limits() -> Iterator[None]:
         patch.setattr(attendance, "CREDIT_MAX", CREDIT_MAX)
         patch.setattr(queues, "QUEUE_MAX", QUEUE_MAX)
         patch.setattr(queues, "QUEUED_BYTES_MAX", QUEUED_BYTES_MAX)
-        patch.setattr(routes, "KEPT_BYTES_MAX", 150)
+        patch.setattr(outcomes, "KEPT_BYTES_MAX", 150)
         patch.setattr(calls, "KEEP_BYTES_MAX", 100)
         patch.setattr(registry, "FUNCTIONS_MAX", ROWS_MAX)
         patch.setattr(registrations, "FUNCTIONS_PER_WORKER_MAX", OFFERS_MAX)
@@ -138,7 +139,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     def hello(self, peer: bytes, epoch: str) -> None:
         self.receive(peer, wire.Hello(1, [], "a", "h", 1, b"\x80", 2, False, epoch, 0, b"", b""))
-        session = self.core._sessions.by_peer.get(peer)
+        session = self.core._sessions.by_address.get(peer)
         if session is not None:
             self.core.receive(EVERYONE, Subscribed(session.presence), self.now)
 
@@ -157,7 +158,7 @@ class AnyMessages(RuleBasedStateMachine):
     @rule(peer=st.sampled_from(PEERS), which=st.integers(0, 9))
     def return_(self, peer: bytes, which: int) -> None:
         """A Hello that names somebody's session and the functions that it has."""
-        sessions_ = list(self.core._sessions.by_peer.values())
+        sessions_ = list(self.core._sessions.by_address.values())
         if sessions_:
             old = sessions_[which % len(sessions_)]
             functions = bytes(16)
@@ -168,7 +169,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9), subscribed=st.booleans(), receipt=st.booleans())
     def live_topic(self, which: int, subscribed: bool, receipt: bool) -> None:
-        sessions_ = list(self.core._sessions.by_peer.values())
+        sessions_ = list(self.core._sessions.by_address.values())
         if sessions_:
             token = sessions_[which % len(sessions_)].token
             self.topic(wire.receipt_topic(token) if receipt else wire.presence_topic(token), subscribed)
@@ -210,7 +211,7 @@ class AnyMessages(RuleBasedStateMachine):
     def call(
         self, peer: bytes, function: str, number: int, payload: bytes, worker: str, remaining: int, times: int
     ) -> None:
-        session = self.core._sessions.by_peer.get(peer)
+        session = self.core._sessions.by_address.get(peer)
         caller = session.worker_id if session is not None else "w1"
         for more in range(times):
             number_ = min(number + more, wire.NUMBER_MAX)
@@ -267,7 +268,7 @@ class AnyMessages(RuleBasedStateMachine):
     @invariant()
     def no_table_is_larger_than_its_limit(self) -> None:
         core = self.core
-        here = core._sessions.by_peer
+        here = core._sessions.by_address
         assert len(here) <= SESSIONS_MAX
         for session in here.values():
             assert len(session.open) <= OPEN_MAX
@@ -288,7 +289,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     @invariant()
     def whoever_is_owed_something_is_here(self) -> None:
-        parts, here = self.core._answers, set(self.core._sessions.by_peer.values())
+        parts, here = self.core._answers, set(self.core._sessions.by_address.values())
         owed: list[Iterable[Session]] = [
             parts._line,
             parts._snapshots,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import EVERYONE, Subscribed
+from iii_zmq.core.broker.events import EVERYONE, Subscribed
 from tests.core.brokerage import entry, leftovers
 from tests.model.brokerhost import CREDIT, BrokerHost, Connection
 
@@ -36,7 +36,7 @@ class CallsMachine(RuleBasedStateMachine):
         return [one for one in self.host.connections if one.alive]
 
     def joined(self) -> list[Connection]:
-        by_peer = self.host.core._sessions.by_peer
+        by_peer = self.host.core._sessions.by_address
         return [one for one in self.alive() if one.peer in by_peer and by_peer[one.peer].joined]
 
     def pick(self, which: int, connections: list[Connection]) -> Connection:

@@ -21,7 +21,7 @@ import iii_zmq.core
 from iii_zmq import errors, wire
 from iii_zmq.core.broker import engine
 from iii_zmq.core.broker.core import BrokerCore
-from iii_zmq.core.broker.session import Settings
+from iii_zmq.core.broker.events import Settings
 from iii_zmq.core.counters import BROKER_COUNTERS, BROKER_GAUGES, WORKER_COUNTERS
 from iii_zmq.core.worker import replica
 from iii_zmq.core.worker.core import WorkerCore

@@ -662,7 +662,7 @@ class RouteCheck:
 
     def _is_here(self, at: _At) -> bool:
         session = self._core.session_of(at[1])
-        return session is not None and session.peer == at[0]
+        return session is not None and session.address == at[0]
 
     def _serves(self, at: _At) -> bool:
         """A session that is held has lost the calls that it was handed; those that it made stay open."""

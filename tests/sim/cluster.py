@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from iii_zmq import errors, wire
 from iii_zmq.core.broker import answers, registry
 from iii_zmq.core.broker.core import BrokerCore
+from iii_zmq.core.broker.events import BROADCAST, EVERYONE, Address, Settings, Subscribed, Undelivered, Unsubscribed
 from iii_zmq.core.broker.registry import Registry
-from iii_zmq.core.broker.session import BROADCAST, EVERYONE, Peer, Settings, Subscribed, Undelivered, Unsubscribed
 from iii_zmq.core.worker.core import WorkerCore
 from iii_zmq.core.worker.events import (
     BROKER,
@@ -108,7 +108,7 @@ class BrokerHost(Listener):
         self._climate = climate
         self._checks = checks
         self._lost: dict[bytes, None] = {}
-        self._undelivered: list[tuple[Peer, Undelivered]] = []
+        self._undelivered: list[tuple[Address, Undelivered]] = []
         self._undrained_turns = 0
         self._spins = Spins(self)
         checks.on_broker_started(self.core, climate.history_max)

@@ -7,7 +7,7 @@ from random import SystemRandom
 
 import pytest
 
-from iii_zmq.core.broker import calls, queues, routes, session, unread
+from iii_zmq.core.broker import calls, queues, session, unread
 from tests.sim.faults import SLACK_S
 from tests.sim.run import Simulation
 
@@ -104,7 +104,7 @@ def test_a_worker_that_is_stopped_as_soon_as_it_joined_is_missed() -> None:
 SCARCE = (
     (session, "IN_FLIGHT_BYTES_MAX", 100_000),
     (calls, "IN_FLIGHT_BYTES_MAX", 100_000),
-    (routes, "LARGE_BYTES_MAX", 300_000),
+    (calls, "LARGE_BYTES_MAX", 300_000),
     (queues, "QUEUED_BYTES_MAX", 200_000),
     (unread, "UNREAD_BYTES_MAX", 100_000),
 )

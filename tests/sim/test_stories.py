@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from iii_zmq import wire
-from iii_zmq.core.broker.session import Subscribed
+from iii_zmq.core.broker.events import Subscribed
 from iii_zmq.core.worker.changes import Position
 from iii_zmq.core.worker.events import BROKER, Events, Outbox, Settled
 from iii_zmq.core.worker.offers import Offers

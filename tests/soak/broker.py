@@ -17,7 +17,7 @@ from typing import Any
 
 from iii_zmq import wire
 from iii_zmq.core.broker.core import BrokerCore
-from iii_zmq.core.broker.session import Event, Outbox, Peer
+from iii_zmq.core.broker.events import Address, Event, Outbox
 from tests.plain import plain
 
 from .director import HISTORY
@@ -58,7 +58,7 @@ class Listening:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def receive(self, peer: Peer, message: wire.FromWorker | Event, now: float) -> None:
+    def receive(self, peer: Address, message: wire.FromWorker | Event, now: float) -> None:
         self._core.receive(peer, message, now)
         self._write_deltas()
 

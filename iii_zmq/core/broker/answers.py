@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from ... import wire
 from ..counters import Counters
 from ..deadlines import Alarm, Deadlines
+from .answer import Answer, Part
+from .events import BROADCAST, Outbox
 from .registry import Image, Registry
-from .session import BROADCAST, Outbox, Session
+from .session import Session
 
 PART_BYTES_MAX = 128 * 1024  # some 1,000 rows: packing one takes well under 1 ms
 PARTS_PER_TURN = 4
@@ -32,37 +34,6 @@ Position = tuple[str, int]
 """(epoch, seq)."""
 
 NOWHERE: Position = ("", 0)  # nobody's position: what is lacking is a snapshot
-
-Part = wire.Snapshot | wire.Replay
-
-
-class Answer:
-    """The parts of one answer, made when asked for; there is at least one."""
-
-    __slots__ = ("_next", "_parts", "_started", "is_snapshot", "number", "unacknowledged")
-
-    def __init__(self, number: int, parts: Iterator[Part], *, is_snapshot: bool) -> None:
-        self.number = number
-        self.is_snapshot = is_snapshot
-        self.unacknowledged = 0
-        self._parts = parts
-        self._next: Part | None = None
-        self._started = False
-
-    def has_part(self) -> bool:
-        return self._next is not None or not self._started
-
-    def is_open(self) -> bool:
-        """Whether another part may be sent now."""
-        return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part()
-
-    def pop_part(self) -> Part:
-        """The next part; only while `has_part()`."""
-        part = self._next or next(self._parts)
-        self._started = True
-        self._next = next(self._parts, None)
-        self.unacknowledged += 1
-        return part
 
 
 class Answers:
@@ -162,7 +133,7 @@ class Answers:
     def _send_part(self, session: Session) -> None:
         answer = session.answer
         assert answer is not None
-        self._outbox.append((session.peer, answer.pop_part()))
+        self._outbox.append((session.address, answer.pop_part()))
         if answer.is_open():
             self._line[session] = None
 
@@ -180,7 +151,7 @@ class Answers:
             self._alarm.no_later_than(self._gather_until)
         self._invited[session] = number
         self._receipts[wire.receipt_topic(session.token)] = session
-        self._outbox.append((session.peer, wire.Invite(number, BROADCAST, self._broadcast)))
+        self._outbox.append((session.address, wire.Invite(number, BROADCAST, self._broadcast)))
 
     def _gathered_at(self) -> float | None:
         """When the next broadcast starts, as things stand."""

@@ -13,14 +13,14 @@ from ...errors import assert_never
 from ...wire import WorkerRow
 from ..counters import Counters
 from ..deadlines import Alarm
-from .admission import hello_refusal
 from .answers import Answers
 from .calls import Calls
 from .draining import Draining
+from .events import Address, NewId, NewToken, Outbox, Peer, Settings
 from .liveness import HOLD_S, PRESENCE_WAIT_S, Liveness, Verdict
+from .registrations import hello_refusal
 from .registry import Registry
-from .routes import CREDIT_MAX, OPEN_CALLS_MAX
-from .session import NewId, NewToken, Outbox, Peer, Session, Settings
+from .session import CREDIT_MAX, OPEN_CALLS_MAX, Session
 from .sessions import Sessions
 
 NEWS_MAX = 10_000  # lines that nobody takes; a turn makes far fewer
@@ -68,10 +68,10 @@ class Attendance:
         refusal = self._refusal(peer, hello)
         if refusal is not None:
             self._counters["refused"] += 1
-            self._outbox.append((peer, wire.Refuse(hello.number, wire.KIND[type(hello)], *refusal)))
+            self._outbox.append((peer.address, wire.Refuse(hello.number, wire.KIND[type(hello)], *refusal)))
             return
         hello.credit = min(hello.credit, CREDIT_MAX)
-        here = self._sessions.by_peer.get(peer)
+        here = self._sessions.by_address.get(peer.address)
         old = self._named_by(hello)
         kept = old is not None and self._keeps_rows(old, peer, hello)
         if old is not None and old is here and kept:
@@ -129,9 +129,9 @@ class Attendance:
             self._counters["presence_lost"] += 1
             self._liveness.presence_lost(session, now)
 
-    def on_undelivered(self, peer: Peer, message: wire.Message, overflow: bool, now: float) -> None:
+    def on_undelivered(self, address: Address, message: wire.Message, overflow: bool, now: float) -> None:
         """The peer's connection is gone, or its queue is full: then it is reset, to return with an empty one."""
-        session = self._sessions.by_peer.get(peer)
+        session = self._sessions.by_address.get(address)
         if session is None:
             return
         self._counters["overflows" if overflow else "undelivered"] += 1
@@ -160,7 +160,7 @@ class Attendance:
     def on_pause(self, late_s: float, now: float) -> None:
         """A pause of our own is nobody's silence: all moments of the sessions move along, and the lost are held."""
         self._hold_until = now + HOLD_S
-        for session in self._sessions.by_peer.values():
+        for session in self._sessions.by_address.values():
             session.heard_at += late_s
             session.presence_by += late_s
             session.probe_at += late_s
@@ -182,7 +182,7 @@ class Attendance:
     def _refusal(self, peer: Peer, hello: wire.Hello) -> tuple[str, str] | None:
         if self.closing:
             return errors.CLOSING, "the broker is closing"
-        if self._sessions.is_full_for(peer, self._settings.sessions_max):
+        if self._sessions.is_full_for(peer.address, self._settings.sessions_max):
             return errors.LIMIT, f"the broker holds {len(self._sessions)} sessions, which is its limit"
         return hello_refusal(hello)
 
@@ -197,7 +197,7 @@ class Attendance:
     def _keeps_rows(self, old: Session, peer: Peer, hello: wire.Hello) -> bool:
         """Whether the rows of the session can stay as they are for the one that follows it."""
         row = self._registry.workers.get(old.worker_id)
-        if old.overflowed and old.peer == peer:
+        if old.overflowed and old.address == peer.address:
             return False  # it would go on waiting for what was never sent
         if old.leaving or hello.observer or row is None:
             return not old.leaving and hello.observer and old.hello.observer
@@ -224,7 +224,7 @@ class Attendance:
             self.end(old, "replaced", now)
             old = None
         worker_id = self._new_id() if old is None else old.worker_id
-        session = Session(peer, worker_id, hello, self._new_token(), now, now + PRESENCE_WAIT_S)
+        session = Session(peer, peer.address, worker_id, hello, self._new_token(), now, now + PRESENCE_WAIT_S)
         if old is None:
             self._sessions.add(session)
         else:
@@ -253,7 +253,7 @@ class Attendance:
             round(settings.heartbeat_s * 1000), round(settings.ttl_s * 1000),
             OPEN_CALLS_MAX, wire.BATCH_MAX, wire.PAYLOAD_BYTES_MAX, kept, settings.version,
         )  # fmt: skip
-        self._outbox.append((session.peer, welcome))
+        self._outbox.append((session.address, welcome))
 
     def _join(self, session: Session, now: float) -> None:
         """From now on no delta can miss this worker; what it lacks until here is sent over the ROUTER."""
@@ -276,7 +276,7 @@ class Attendance:
         match verdict:
             case "probe":
                 self._counters["probes"] += 1
-                self._outbox.append((session.peer, wire.Probe(0)))
+                self._outbox.append((session.address, wire.Probe(0)))
             case "stalled":
                 self.set_stalled(session, True)
             case "never_present":

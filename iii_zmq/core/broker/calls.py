@@ -5,7 +5,7 @@
 
 Invariant: nothing waits in a queue that a routable provider with room may have. So a new call may go straight to a
 provider with room without overtaking an earlier one that would have gone there. The route's own invariants are in
-routes.py; what its caller is told in the end, in outcomes.py. Who is here and who is alive is decided elsewhere, and
+session.py; what its caller is told in the end, in outcomes.py. Who is here and who is alive is decided elsewhere, and
 told by `provider_gone`, `caller_gone`, `dispatch` (this provider may have room) and `review` (a function's providers
 changed).
 """
@@ -18,13 +18,12 @@ from dataclasses import replace
 from ... import errors, wire
 from ..counters import Counters
 from ..deadlines import Alarm, Deadlines, whole_ms
-from . import routes
 from .choice import Choice
+from .events import Outbox
 from .outcomes import Outcomes
 from .queues import Queues
 from .registry import Provider, Registry
-from .routes import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, OPEN_CALLS_MAX, Route
-from .session import Outbox, Session
+from .session import IN_FLIGHT_BYTES_MAX, KEEP_BYTES_MAX, LARGE_BYTES_MAX, OPEN_CALLS_MAX, Route, Session
 from .unread import Unread
 
 
@@ -64,8 +63,8 @@ class Calls:
             self._outcomes.refuse(caller, number, errors.INVALID, "the caller's worker id is not this session's")
             return
         size = len(call.payload) + len(call.header or b"")
-        if size > KEEP_BYTES_MAX and self._large_bytes + size > routes.LARGE_BYTES_MAX:
-            text = f"{routes.LARGE_BYTES_MAX} bytes of large payloads are on their way already, which is the limit"
+        if size > KEEP_BYTES_MAX and self._large_bytes + size > LARGE_BYTES_MAX:
+            text = f"{LARGE_BYTES_MAX} bytes of large payloads are on their way already, which is the limit"
             self._outcomes.refuse(caller, number, errors.BUSY, text)
             return
         self._numbers += 1
@@ -231,7 +230,7 @@ class Calls:
             self._large_bytes += route.size
             if len(call.payload) > KEEP_BYTES_MAX:
                 self._outcomes.keep_payload_if_of_use(route, len(call.payload))
-        self._outbox.append((provider.peer, call))
+        self._outbox.append((provider.address, call))
 
     def _reroute(self, route: Route, gone: Session, now: float) -> bool:
         """Whether the call goes to another provider, now or from the queue."""

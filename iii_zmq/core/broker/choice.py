@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from ... import wire
 from .registry import Provider, Registry
-from .routes import Route
-from .session import Session
+from .session import Route, Session
 
 _IDLE = (False, 0)  # the rank that nobody can beat: not stalled, no calls in flight
 

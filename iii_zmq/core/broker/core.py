@@ -6,6 +6,7 @@ next_deadline()                 when `tick` is next due
 take_outbox()                   what to send, in order; the deltas of this turn first
 
 attendance     who is here and who is alive          registrations  who offers what
+stream         deltas and the beacon, for everybody
 calls          calls between acceptance and outcome  draining       who is about to leave
 answers        what replicas lack                    engine         `engine::`, answered right here
 refusing       what is no message of ours
@@ -13,7 +14,6 @@ refusing       what is no message of ours
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 from ... import errors, wire
@@ -25,29 +25,29 @@ from .attendance import Attendance
 from .calls import Calls
 from .draining import Draining
 from .engine import Engine
-from .refusing import Refusing
-from .registrations import Registrations
-from .registry import Registry
-from .session import (
+from .events import (
     EVENTS,
     EVERYONE,
+    Address,
     Event,
     Malformed,
     NewId,
     NewToken,
     Outbox,
     Peer,
-    Session,
     Settings,
     Subscribed,
     Undelivered,
     Unsubscribed,
 )
+from .refusing import Refusing
+from .registrations import Registrations
+from .registry import Registry
+from .session import Session
 from .sessions import Sessions
+from .stream import Stream
 
 _EVENT_TYPES: Final = frozenset(EVENTS)
-PROMPT_IN_A_ROW = 5  # publications that follow each other at once, however many workers are to be woken
-DELTAS_BYTES_MAX = 1024 * 1024  # of one message on the stream; a single larger delta travels alone
 
 
 class BrokerCore:
@@ -72,28 +72,26 @@ class BrokerCore:
             calls=self._calls, answers=self._answers, draining=self._draining, alarm=self._alarm,
             new_token=new_token, new_id=new_id,
         )  # fmt: skip
+        self._stream = Stream(self.registry, settings, self._sessions, self._alarm)
         self._refusing = Refusing(self._sessions, self._outbox, self.counters)
         self.news = self._attendance.news
         self._engine = Engine(self)
         self._started_at: float | None = None
-        self._beacon_at = 0.0
-        self._paid_until = -math.inf  # publications so far are paid for by then
-        self._publish_at = 0.0  # not before this, unless a beacon is due: it must not tell of what was not published
         self._now = 0.0
         self._due_at: float | None = None  # when the shell was to call at the latest
 
     # -- the one interface ---------------------------------------------------------------------------------------------
 
-    def receive(self, sender: Peer, message: wire.Message | Event, now: float) -> None:
+    def receive(self, sender: Address, message: wire.Message | Event, now: float) -> None:
         """Handles one message, or one event of the shell's sockets."""
         if self._due_at is not None or self._started_at is None:
             self._notice_pause(now)
         if type(message) in _EVENT_TYPES:
             self._on_event(sender, message, now)  # type: ignore[arg-type]
             return
-        session = self._sessions.by_peer.get(sender)
+        session = self._sessions.by_address.get(sender)
         if session is None:
-            self._on_stranger(sender, message, now)  # type: ignore[arg-type]
+            self._on_stranger(Peer(sender), message, now)  # type: ignore[arg-type]
             return
         session.heard_at = now
         if session.stalled:
@@ -115,13 +113,13 @@ class BrokerCore:
 
     def take_outbox(self) -> Outbox:
         """What to send, in order. Deltas go first: what is acknowledged was published before, or soon is."""
-        sent = [*self._publish(), *self._outbox]
+        sent = [*self._stream.publish(self._now), *self._outbox]
         self._outbox.clear()
         return sent
 
-    def takes_bundles(self, peer: Peer) -> bool:
-        """Whether this peer said so."""
-        session = self._sessions.by_peer.get(peer)
+    def takes_bundles(self, address: Address) -> bool:
+        """Whether the worker there said so."""
+        session = self._sessions.by_address.get(address)
         return session is not None and wire.BUNDLES in session.hello.capabilities
 
     def take_news(self) -> list[str]:
@@ -133,7 +131,7 @@ class BrokerCore:
     def close(self, text: str = "the broker is closing") -> None:
         """Fails all open calls with their fate and tells everyone. Nothing is accepted afterwards."""
         self._attendance.closing = True
-        self._publish_at = 0.0
+        self._stream.hurry()
         self._calls.fail_all(text)
         self._outbox.append((EVERYONE, wire.Closing(0, self.registry.epoch)))
 
@@ -142,8 +140,8 @@ class BrokerCore:
     def session_of(self, worker_id: str) -> Session | None:
         return self._sessions.by_worker.get(worker_id)
 
-    def session_at(self, peer: Peer) -> Session | None:
-        return self._sessions.by_peer.get(peer)
+    def session_at(self, address: Address) -> Session | None:
+        return self._sessions.by_address.get(address)
 
     def status(self, now: float) -> dict[str, Any]:
         """`status --json` of DESIGN: the broker at a glance."""
@@ -203,7 +201,7 @@ class BrokerCore:
             case _:
                 assert_never(message)
 
-    def _on_event(self, sender: Peer, event: Event, now: float) -> None:
+    def _on_event(self, sender: Address, event: Event, now: float) -> None:
         match event:
             case Subscribed():
                 self._attendance.on_subscribed(event.topic, now)
@@ -223,7 +221,7 @@ class BrokerCore:
             return
         self.counters["unknown_peers"] += 1
         if not isinstance(message, wire.Bye):
-            self._outbox.append((peer, wire.Unknown(message.number, wire.KIND[type(message)])))
+            self._outbox.append((peer.address, wire.Unknown(message.number, wire.KIND[type(message)])))
 
     def _on_call(self, session: Session, call: wire.Call, now: float) -> None:
         if session.joined and not session.leaving and not self._attendance.closing:
@@ -235,7 +233,7 @@ class BrokerCore:
         code, text = errors.NOT_JOINED, "not joined: before the presence was heard, or after Bye"
         if self._attendance.closing:
             code, text = errors.CLOSING, "the broker is closing"
-        self._outbox.append((session.peer, wire.Failure(call.number, code, "not_handed_over", "", text)))
+        self._outbox.append((session.address, wire.Failure(call.number, code, "not_handed_over", "", text)))
 
     def _on_engine_call(self, session: Session, call: wire.Call, now: float) -> None:
         self.counters["calls"] += 1
@@ -245,7 +243,7 @@ class BrokerCore:
             if wants_answer:
                 self._calls.answer(session, answer)
         elif wants_answer or answer.fate == "not_handed_over":
-            self._outbox.append((session.peer, answer))
+            self._outbox.append((session.address, answer))
 
     def _after_answer(self, session: Session, now: float) -> None:
         """Who said Bye is gone with the last answer; who drains may have come to the end."""
@@ -264,7 +262,7 @@ class BrokerCore:
         self.counters[name if name in self.counters else "unexpected"] += 1
         self._answers.answer(session, sync.number, (sync.epoch, sync.seq), now)
 
-    # -- time and the stream -------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------------
 
     def _notice_pause(self, now: float) -> None:
         """Whether our own turn is late by more than half the TTL: we slept, and so did everybody's connections."""
@@ -279,46 +277,18 @@ class BrokerCore:
 
     def _do_what_is_due(self, now: float) -> None:
         self._attendance.tick(now)
-        if self._attendance.pop_more_dying() and self._publish_at <= now:
-            self._publish_at = now + self.settings.gather_s  # all that a process had is told in one message
+        if self._attendance.pop_more_dying():
+            self._stream.gather(now)  # all that a process had is told in one message
         self._calls.tick(now)
         self._draining.advance(now)
         self._answers.tick(now)
-        if now >= self._beacon_at:
-            self._publish_at = now
-            beacon = wire.Beacon(0, self.registry.epoch, self.registry.seq, self.registry.digest)
+        beacon = self._stream.pop_beacon(now)
+        if beacon is not None:
             self._outbox.append((EVERYONE, beacon))
-            self._beacon_at = now + self.settings.heartbeat_s
 
     def _earliest(self) -> float:
-        first = self._beacon_at
+        first = self._stream.beacon_at
         for at in (self._attendance.next_deadline(), self._calls.next_deadline(), self._answers.next_deadline()):
             if at is not None and at < first:
                 first = at
         return first
-
-    def _publish(self) -> Outbox:
-        """The fresh deltas in one message, or in a few when they are many.
-
-        Under a flood of changes they are gathered for a moment: each message wakes every worker there is. A few may
-        follow each other at once; if the flood goes on, the moment is as long as it takes so many workers to read one.
-        """
-        if not self.registry.history.has_fresh:
-            return []
-        if self._now < self._publish_at:
-            self._alarm.no_later_than(self._publish_at)
-            return []
-        cost_s = self.settings.wake_s * len(self._sessions)
-        self._paid_until = max(self._paid_until, self._now - (PROMPT_IN_A_ROW - 1) * cost_s) + cost_s
-        self._publish_at = max(self._now + self.settings.gather_s, self._paid_until)
-        published: Outbox = []
-        batch: list[bytes] = []
-        size = 0
-        for delta in self.registry.history.take_fresh():
-            if batch and size + len(delta) > DELTAS_BYTES_MAX:
-                published.append((EVERYONE, wire.Deltas(0, self.registry.epoch, batch)))
-                batch, size = [], 0
-            batch.append(delta)
-            size += len(delta)
-        published.append((EVERYONE, wire.Deltas(0, self.registry.epoch, batch)))
-        return published

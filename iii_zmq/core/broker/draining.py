@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from ... import wire
 from .calls import Calls
+from .events import Outbox
 from .registry import Registry
-from .session import Outbox, Session
+from .session import Session
 
 
 class Draining:
@@ -47,7 +48,7 @@ class Draining:
             if session.drain_number is not None and not self._calls.has_work_for(session):
                 ack = wire.Ack(session.drain_number, self._registry.epoch, self._registry.seq, [])
                 session.drain_number = None
-                self._outbox.append((session.peer, ack))
+                self._outbox.append((session.address, ack))
 
     def _hand_over(self, session: Session, now: float) -> None:
         leads = self._registry.leads.get(session.worker_id)

@@ -16,7 +16,8 @@ import math
 from typing import Literal
 
 from ..deadlines import Alarm, Deadlines
-from .session import Session, Settings
+from .events import Settings
+from .session import Session
 from .sessions import Sessions
 
 PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one

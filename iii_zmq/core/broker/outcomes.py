@@ -10,11 +10,10 @@ from ... import errors, wire
 from ...errors import Fate
 from ..counters import Counters
 from ..deadlines import Deadlines
-from . import routes
+from .events import Outbox
 from .queues import Queues
 from .registry import Registry
-from .routes import Route
-from .session import Outbox, Session
+from .session import KEPT_BYTES_MAX, Route, Session
 from .unread import Unread
 
 _SHORT = wire.TEXT_CHARS_MAX
@@ -54,11 +53,11 @@ class Outcomes:
         """The result goes to the caller, or, where too much waits for it already, a failure of this fate."""
         size = len(result.payload)
         if size <= wire.INLINE_BYTES_MAX or self._unread.note(caller, result.number, size):
-            self._outbox.append((caller.peer, result))
+            self._outbox.append((caller.address, result))
             return
         self._counters["results_unread"] += 1
         text = f"the result of {size} bytes was dropped: {caller.unread_bytes} bytes of results wait unread already"
-        self._outbox.append((caller.peer, wire.Failure(result.number, errors.BUSY, fate, "", text)))
+        self._outbox.append((caller.address, wire.Failure(result.number, errors.BUSY, fate, "", text)))
 
     def fail(self, route: Route, code: str, fate: Fate, text: str, type: str = "") -> None:
         """There is no result. Who wants no answer is told only that nobody was handed the call."""
@@ -66,12 +65,12 @@ class Outcomes:
         self._counters["failures"] += 1
         if not route.no_answer or fate == "not_handed_over":
             failure = wire.Failure(route.caller_number, code[:_SHORT], fate, type[:_SHORT], text[:_SHORT])
-            self._outbox.append((caller.peer, failure))
+            self._outbox.append((caller.address, failure))
 
     def refuse(self, caller: Session, number: int, code: str, text: str) -> None:
         """The call was not even accepted."""
         self._counters["calls_busy" if code == errors.BUSY else "refused"] += 1
-        self._outbox.append((caller.peer, wire.Failure(number, code, "not_handed_over", "", text)))
+        self._outbox.append((caller.address, wire.Failure(number, code, "not_handed_over", "", text)))
 
     def busy(self, route: Route) -> None:
         self._counters["calls_busy"] += 1
@@ -111,7 +110,7 @@ class Outcomes:
         """A large payload is kept, while its call is in flight, only for a second try, and only so many of them."""
         if not route.idempotent:
             route.call, size = None, 0
-        elif self._kept_bytes + size - route.kept_bytes > routes.KEPT_BYTES_MAX:
+        elif self._kept_bytes + size - route.kept_bytes > KEPT_BYTES_MAX:
             self._counters["payloads_let_go"] += 1
             route.call, size = None, 0
         self._kept_bytes += size - route.kept_bytes
@@ -138,4 +137,4 @@ class Outcomes:
 
     def _cancel_at_provider(self, route: Route) -> None:
         if route.provider is not None and route.provider.reachable:
-            self._outbox.append((route.provider.peer, wire.Cancel(route.number)))
+            self._outbox.append((route.provider.address, wire.Cancel(route.number)))

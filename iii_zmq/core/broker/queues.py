@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .registry import Registry
-from .routes import KEEP_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX, Route
-from .session import Session
+from .session import KEEP_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX, Route, Session
 
 
 class Queues:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ... import errors, wire
 from ..counters import Counters
-from .session import Malformed, Outbox, Peer
+from .events import Address, Malformed, Outbox
 from .sessions import Sessions
 
 REFUSALS_MAX = 16  # to one connection: who was told so often what is wrong is not told again
@@ -33,29 +33,29 @@ class Refusing:
         self._sessions = sessions
         self._outbox = outbox
         self._counters = counters
-        self._told: dict[Peer, int] = {}  # refusals by connection, at most REFUSED_PEERS_MAX
+        self._told: dict[Address, int] = {}  # refusals by connection, at most REFUSED_PEERS_MAX
 
-    def on_malformed(self, peer: Peer, malformed: Malformed) -> None:
+    def on_malformed(self, address: Address, malformed: Malformed) -> None:
         """Counted in any case."""
         self._counters["malformed"] += 1
         heading = malformed.heading
         answer = None if heading is None else _answer(heading, malformed.text[: wire.TEXT_CHARS_MAX])
-        if answer is not None and not self._is_open_call(peer, answer) and self._may_tell(peer):
+        if answer is not None and not self._is_open_call(address, answer) and self._may_tell(address):
             self._counters["refused"] += 1
-            self._outbox.append((peer, answer))
+            self._outbox.append((address, answer))
 
-    def _is_open_call(self, peer: Peer, answer: wire.Refuse | wire.Failure) -> bool:
+    def _is_open_call(self, address: Address, answer: wire.Refuse | wire.Failure) -> bool:
         """A call that was accepted under the same number has its one outcome coming."""
-        session = self._sessions.by_peer.get(peer)
+        session = self._sessions.by_address.get(address)
         return isinstance(answer, wire.Failure) and session is not None and answer.number in session.open
 
-    def _may_tell(self, peer: Peer) -> bool:
-        told = self._told.get(peer, 0)
+    def _may_tell(self, address: Address) -> bool:
+        told = self._told.get(address, 0)
         if told >= REFUSALS_MAX:
             return False
         if not told and len(self._told) >= REFUSED_PEERS_MAX:
             del self._told[next(iter(self._told))]
-        self._told[peer] = told + 1
+        self._told[address] = told + 1
         return True
 
 

@@ -1,77 +1,38 @@
-"""What the broker knows of one connection from its Hello on, the events its shell tells, and the words for peers.
+"""A session, the calls between sessions, and the limits of both: a Route knows its two sessions, and they know it.
 
-A session is *joined* once its presence was heard, *routable* while it may be handed calls, *suspect* when its presence
-was lost but its connection still takes probes, *held* when it was lost while the broker itself slept.
+A session is what the broker knows of one connection from its Hello on. It is *joined* once its presence was heard,
+*routable* while it may be handed calls, *suspect* when its presence was lost but its connection still takes probes,
+*held* when it was lost while the broker itself slept.
+
+Invariants of a Route: it is in exactly one of a function's queue (`queued_bytes`) and its provider's `in_flight`. It is
+in its caller's `open` until the caller was told one outcome, and then never again. A route whose caller was told (or
+has gone) stays in `in_flight` until the provider answers: the slot really is taken; its payload is let go. `hand_overs`
+counts the handlers that may have seen the call; only a failed send, or a provider's word that it did not start it,
+takes one back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ... import wire
-from .routes import IN_FLIGHT_BYTES_MAX
+from ...errors import Fate
+from .answer import Answer
+from .events import Address, Peer
 
-if TYPE_CHECKING:
-    from .answers import Answer
-    from .routes import Route
-
-Peer = bytes
-"""A ROUTER's routing id, or one of the stream's topics."""
-
-EVERYONE: Final[Peer] = wire.STREAM_TOPIC
-BROADCAST: Final[Peer] = wire.SNAPSHOT_TOPIC
-
-Outbox = list[tuple[Peer, wire.Message]]
-
-
-@dataclass(slots=True)
-class Subscribed:
-    """The stream's socket heard a subscription. `sender` is EVERYONE."""
-
-    topic: bytes
-
-
-@dataclass(slots=True)
-class Unsubscribed:
-    """A topic's last subscription is gone: told only after the ROUTER was read empty."""
-
-    topic: bytes
-
-
-@dataclass(slots=True)
-class Undelivered:
-    """This message could not be sent: the peer is gone (told after the ROUTER was read empty) or its queue is full."""
-
-    message: wire.Message
-    overflow: bool = False
-
-
-@dataclass(slots=True)
-class Malformed:
-    """The peer sent something that is no message. `heading` is what its prefix says, if it has one."""
-
-    text: str
-    heading: wire.Heading | None = None
-
-
-Event = Subscribed | Unsubscribed | Undelivered | Malformed
-EVENTS = (Subscribed, Unsubscribed, Undelivered, Malformed)  # a tuple: isinstance takes a union ten times as long
-
-
-@dataclass(slots=True)
-class Settings:
-    """What `serve` was told. Times in seconds."""
-
-    stream_url: str = "tcp://*:5571"
-    heartbeat_s: float = 0.5
-    ttl_s: float = 2.0
-    version: str = "0"
-    sessions_max: int = 2**31  # what the system has descriptors for
-    gather_s: float = 0.0  # deltas that come sooner than this after the last ones were published wait for one another
-    wake_s: float = 0.0  # what a publication costs one worker: under a flood they come so seldom that all can follow
+OPEN_CALLS_MAX = 4096  # calls that one worker may have open; told in Welcome
+CREDIT_MAX = 4096  # calls in flight to one worker, whatever it asks for: the ROUTER's high-water mark lies above
+QUEUE_MAX = 1024  # calls that wait for one function
+QUEUED_BYTES_MAX = 256 * 1024 * 1024  # small calls that wait, of all functions together; and as much of large ones
+KEEP_BYTES_MAX: Final = wire.INLINE_BYTES_MAX  # a payload that is kept for another try, while its call is in flight
+KEPT_BYTES_MAX = 256 * 1024 * 1024  # larger ones, of idempotent functions, all together; beyond it they get no 2nd try
+# Handed to one worker and not answered, payloads and headers; beyond it calls wait as they do beyond its credit. It
+# is what libzmq may hold for a worker that does not read: two payloads of the largest size, or three at the worst.
+IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
+LARGE_BYTES_MAX = 1024 * 1024 * 1024  # payloads over KEEP_BYTES_MAX that were handed over, all workers together
+REMAINING_MS_MAX: Final = 7 * 24 * 3600 * 1000  # a longer timeout is taken for this one
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +40,7 @@ class Session:
     """One worker or observer, from its Hello to its end."""
 
     peer: Peer
+    address: Address
     worker_id: str
     hello: wire.Hello
     token: bytes
@@ -130,5 +92,43 @@ class Session:
         return wire.STALLED if self.stalled else wire.READY
 
 
-NewToken = Callable[[], bytes]
-NewId = Callable[[], str]
+@dataclass(slots=True, eq=False, init=False)
+class Route:
+    """One accepted call on its way. (Each call makes one, and an `__init__` written out is compiled with the rest.)"""
+
+    number: int
+    caller: Session | None  # None once it was told the outcome, or has gone
+    caller_number: int
+    function_id: str
+    target: str
+    deadline: float
+    arrived_at: float
+    no_answer: bool
+    size: int  # bytes of its payload and header: what it takes in a queue, or on its way to a provider
+    call: wire.Call | None  # None when it can't be handed over a second time
+    provider: Session | None  # who was handed it last; None while it waits in a queue
+    idempotent: bool
+    hand_overs: int
+    queued_bytes: int  # what it takes in its queue; 0: it is in none
+    kept_bytes: int  # its share in KEPT_BYTES_MAX
+    tried: tuple[str, ...]  # worker ids that went while they had it, or did not know it
+
+    def __init__(self, number: int, caller: Session, call: wire.Call, size: int, now: float) -> None:
+        self.number = number
+        self.caller = caller
+        self.caller_number = call.number
+        self.function_id = call.function_id
+        self.target = call.target
+        self.deadline = now + min(call.remaining_ms, REMAINING_MS_MAX) / 1000
+        self.arrived_at = now
+        self.no_answer = bool(call.flags & wire.NO_ANSWER)
+        self.size = size
+        self.call = call
+        self.provider = None
+        self.idempotent = False
+        self.hand_overs = self.queued_bytes = self.kept_bytes = 0
+        self.tried = ()
+
+    @property
+    def fate(self) -> Fate:
+        return "possibly_executed" if self.hand_overs else "not_handed_over"

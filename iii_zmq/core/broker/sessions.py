@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .session import Peer, Session
+from .events import Address
+from .session import Session
 
 SESSIONS_MAX = 20_000
 
@@ -17,7 +18,7 @@ class Sessions:
     """Who is here."""
 
     def __init__(self) -> None:
-        self.by_peer: dict[Peer, Session] = {}
+        self.by_address: dict[Address, Session] = {}
         self.by_worker: dict[str, Session] = {}
         self.by_token: dict[bytes, Session] = {}
         self.by_presence: dict[bytes, Session] = {}
@@ -25,19 +26,19 @@ class Sessions:
         self._processes: Counter[tuple[str, int]] = Counter()  # (host, pid) -> how many sessions it has
 
     def __len__(self) -> int:
-        return len(self.by_peer)
+        return len(self.by_address)
 
-    def is_full_for(self, peer: Peer, room: int) -> bool:
-        """Whether a session at this peer would be one too many, where the system has room for so many."""
-        return len(self.by_peer) >= min(SESSIONS_MAX, room) and peer not in self.by_peer
+    def is_full_for(self, address: Address, room: int) -> bool:
+        """Whether a session at this address would be one too many, where the system has room for so many."""
+        return len(self.by_address) >= min(SESSIONS_MAX, room) and address not in self.by_address
 
     def add(self, session: Session) -> None:
         """The session is here, under its names."""
-        if session.peer not in self.by_peer:
+        if session.address not in self.by_address:
             session.process = (session.hello.host, session.hello.pid)
             self._processes[session.process] += 1
             self.joining.add(session)
-        self.by_peer[session.peer] = session
+        self.by_address[session.address] = session
         self.by_worker[session.worker_id] = session
         self.by_token[session.token] = session
         if session.token_before:
@@ -52,7 +53,7 @@ class Sessions:
         self._processes[session.process] -= 1
         if not self._processes[session.process]:
             del self._processes[session.process]
-        del self.by_peer[session.peer]
+        del self.by_address[session.address]
         del self.by_worker[session.worker_id]
         del self.by_token[session.token]
         self.forget_token_before(session)

@@ -1,0 +1,38 @@
+"""One answer to a worker that lacks something: its parts, one at a time, and how many are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ... import wire
+
+Part = wire.Snapshot | wire.Replay
+
+
+class Answer:
+    """The parts of one answer, made when asked for; there is at least one."""
+
+    __slots__ = ("_next", "_parts", "_started", "is_snapshot", "number", "unacknowledged")
+
+    def __init__(self, number: int, parts: Iterator[Part], *, is_snapshot: bool) -> None:
+        self.number = number
+        self.is_snapshot = is_snapshot
+        self.unacknowledged = 0
+        self._parts = parts
+        self._next: Part | None = None
+        self._started = False
+
+    def has_part(self) -> bool:
+        return self._next is not None or not self._started
+
+    def is_open(self) -> bool:
+        """Whether another part may be sent now."""
+        return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part()
+
+    def pop_part(self) -> Part:
+        """The next part; only while `has_part()`."""
+        part = self._next or next(self._parts)
+        self._started = True
+        self._next = next(self._parts, None)
+        self.unacknowledged += 1
+        return part

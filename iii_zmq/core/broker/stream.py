@@ -1,0 +1,76 @@
+"""The registry's stream: when the fresh deltas are published, in how few messages, and the beacon while it is quiet.
+
+Each message wakes every worker there is, so under a flood of changes they are gathered for a moment: a few publications
+may follow each other at once; if the flood goes on, the moment is as long as it takes so many workers to read one.
+
+Invariant: a beacon never tells of a delta that was not published.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ... import wire
+from ..deadlines import Alarm
+from .events import EVERYONE, Outbox, Settings
+from .registry import Registry
+from .sessions import Sessions
+
+PROMPT_IN_A_ROW = 5  # publications that follow each other at once, however many workers are to be woken
+DELTAS_BYTES_MAX = 1024 * 1024  # of one message on the stream; a single larger delta travels alone
+
+
+class Stream:
+    """What everybody hears, and when."""
+
+    def __init__(self, registry: Registry, settings: Settings, sessions: Sessions, alarm: Alarm) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._sessions = sessions  # each of them is woken
+        self._alarm = alarm
+        self._paid_until = -math.inf  # publications so far are paid for by then
+        self._publish_at = 0.0  # not before this
+        self.beacon_at = 0.0
+
+    def gather(self, now: float) -> None:
+        """More changes will come in no time: all are to be told in one message."""
+        if self._publish_at <= now:
+            self._publish_at = now + self._settings.gather_s
+
+    def hurry(self) -> None:
+        """Nothing waits for company."""
+        self._publish_at = 0.0
+
+    def pop_beacon(self, now: float) -> wire.Beacon | None:
+        """The beacon if it is due; what it tells of is published before it."""
+        if now < self.beacon_at:
+            return None
+        self._publish_at = now
+        self.beacon_at = now + self._settings.heartbeat_s
+        return wire.Beacon(0, self._registry.epoch, self._registry.seq, self._registry.digest)
+
+    def publish(self, now: float) -> Outbox:
+        """The fresh deltas in one message, or in a few when they are many; or none, if they wait for more."""
+        history = self._registry.history
+        if not history.has_fresh:
+            return []
+        if now < self._publish_at:
+            self._alarm.no_later_than(self._publish_at)
+            return []
+        cost_s = self._settings.wake_s * len(self._sessions)
+        self._paid_until = max(self._paid_until, now - (PROMPT_IN_A_ROW - 1) * cost_s) + cost_s
+        self._publish_at = max(now + self._settings.gather_s, self._paid_until)
+        return [(EVERYONE, wire.Deltas(0, self._registry.epoch, batch)) for batch in _batches(history.take_fresh())]
+
+
+def _batches(deltas: list[bytes]) -> list[list[bytes]]:
+    """At most DELTAS_BYTES_MAX in each, or one delta."""
+    batches: list[list[bytes]] = [[]]
+    size = 0
+    for delta in deltas:
+        if batches[-1] and size + len(delta) > DELTAS_BYTES_MAX:
+            batches.append([])
+            size = 0
+        batches[-1].append(delta)
+        size += len(delta)
+    return batches
