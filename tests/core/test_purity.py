@@ -48,13 +48,9 @@ def layer_of(module: str) -> str:
     return [*module.split("."), FACADE][1]
 
 
-def imports_of(module: str, source: str, *, run_time_only: bool = False) -> Iterator[str]:
+def imports_of(module: str, source: str) -> Iterator[str]:
     """The absolute names of all modules that `source`, being `module`, imports."""
-    tree = ast.parse(source)
-    skipped = set(type_checking_nodes(tree)) if run_time_only else set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,15 +71,8 @@ def absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join([*parts, node.module] if node.module else parts)
 
 
-def type_checking_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for statement in node.body:
-                yield from ast.walk(statement)
-
-
-def imports(module: str, **options: bool) -> set[str]:
-    return set(imports_of(module, MODULES[module].read_text(), **options))
+def imports(module: str) -> set[str]:
+    return set(imports_of(module, MODULES[module].read_text()))
 
 
 def outside(module: str) -> set[str]:
@@ -92,6 +81,10 @@ def outside(module: str) -> set[str]:
 
 def inside(module: str) -> set[str]:
     return {name for name in imports(module) if name.split(".")[0] == PACKAGE}
+
+
+def is_in(package: str, module: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 PURE_MODULES = [module for module in MODULES if layer_of(module) in ("errors", "wire", "core")]
@@ -126,12 +119,20 @@ def test_nothing_imports_the_command_line() -> None:
     assert [module for module in MODULES if layer_of(module) != "cli" and "cli" in map(layer_of, inside(module))] == []
 
 
-def test_the_core_has_no_circle_at_run_time() -> None:
-    graph = {
-        module: {name for name in imports(module, run_time_only=True) if layer_of(name) == "core"} - {f"{PACKAGE}.core"}
-        for module in MODULES
-        if layer_of(module) == "core"
-    }
+@pytest.mark.parametrize("half", ["broker", "worker"])
+def test_the_halves_of_the_core_know_nothing_of_each_other(half: str) -> None:
+    """What both need stands beside them, in core."""
+    other = f"{PACKAGE}.core.{'worker' if half == 'broker' else 'broker'}"
+    modules = [module for module in MODULES if module.startswith(f"{PACKAGE}.core.{half}.")]
+    assert len(modules) > 10
+    assert {
+        module: found for module in modules if (found := {one for one in inside(module) if is_in(other, one)})
+    } == {}
+
+
+def test_the_package_has_no_circle() -> None:
+    """Nor one of types only: who reads one of its files must read them all."""
+    graph = {module: inside(module) - {module} for module in MODULES}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
 
 
@@ -162,8 +163,3 @@ def test_clocks_chance_threads_and_sockets_are_not_allowed(name: str) -> None:
 )
 def test_an_import_is_read_however_it_is_written(line: str, imported: str) -> None:
     assert list(imports_of("iii_zmq.core.broker.core", line)) == [imported]
-
-
-def test_what_only_the_type_checker_reads_is_told_apart() -> None:
-    source = "from . import calls\nif TYPE_CHECKING:\n    from . import broker\n"
-    assert list(imports_of("iii_zmq.core.broker.answers", source, run_time_only=True)) == ["iii_zmq.core.broker.calls"]
