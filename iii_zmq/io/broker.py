@@ -16,7 +16,6 @@ import logging
 import os
 import secrets
 import socket as stdlib_socket
-import struct
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -30,6 +29,7 @@ from ..core.broker.events import (
     BROADCAST,
     EVERYONE,
     Address,
+    Event,
     Malformed,
     Settings,
     Subscribed,
@@ -40,6 +40,7 @@ from ..core.bundles import by_peer, packed
 from ..errors import ProtocolError
 from . import addresses, sockets
 from .edge import Edge, Edges
+from .gauges import Complaints, Descriptors, Strangers, Turns
 
 log = logging.getLogger("iii_zmq.broker")
 
@@ -47,7 +48,6 @@ DEFAULT_URL = "tcp://127.0.0.1:5570"
 BURST_MAX: Final = 1024  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
 BURST_S: Final = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
 CLOSING_S = 0.1  # for peers to read the last words: a DEALER with IMMEDIATE drops what is unread with its connection
-COMPLAIN_S: Final = 1.0  # between two lines about dropped messages
 # The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
 # longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -55,7 +55,6 @@ GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: a
 # For one worker to be woken and to read a message, where all share two CPUs: a flood that reaches 1,000 of them every
 # 0.2 s takes half of that. A publication after a pause, and a few in a row, never wait for it.
 WAKE_S = 0.0002
-TURN_WINDOW_S: Final = 5.0  # the recent longest turn is of the last 5 to 10 s
 SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
 LOOK_S: Final = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
 DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
@@ -68,9 +67,62 @@ UNDRAINED_TURNS_MAX: Final = 20  # under a flood the ROUTER is never empty: bad 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE_NOBLOCK: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _RCVMORE: Final = int(zmq.RCVMORE)
-_MONITOR_EVENT = struct.Struct("=HI")
-_ACCEPTED = int(zmq.EVENT_ACCEPTED)
 _clock: Final = time.monotonic
+
+
+class Conversation:
+    """Messages that follow each other one at a time: then the ROUTER may be waited for alone."""
+
+    def __init__(self) -> None:
+        self.alone_until = 0.0
+        self.talked_at = 0.0
+        self._talks = 0  # messages so far
+
+    def go_on(self, began: float, ended: float, due_at: float) -> None:
+        """A turn read one message, and nothing else had happened; something else is due then."""
+        self._talks = self._talks + 1 if began - self.talked_at < TALK_S else 0
+        self.talked_at = began
+        if self._talks >= TALKS_MIN:
+            self.alone_until = min(ended + ALONE_S, due_at - sockets.ALONE_MS / 1000)
+
+
+class BadNews:
+    """Presences that were lost and messages that could not be sent: not to be told before the ROUTER was read empty."""
+
+    def __init__(self) -> None:
+        self._lost: dict[bytes, None] = {}  # topics unsubscribed
+        self._undelivered: list[tuple[Address, Undelivered]] = []
+        self._undrained_turns = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._lost or self._undelivered)
+
+    def lose(self, topic: bytes) -> None:
+        """The topic was unsubscribed."""
+        self._lost[topic] = None
+
+    def regain(self, topic: bytes) -> None:
+        """It was subscribed anew: a loss told later would count for good."""
+        self._lost.pop(topic, None)
+
+    def not_sent(self, to: Address, messages: Sequence[wire.Message], overflow: bool) -> None:
+        """The peer is gone, or its queue is full."""
+        self._undelivered.extend((to, Undelivered(message, overflow)) for message in messages)
+
+    def may_be_told(self, router: Edge) -> bool:
+        """Whether the ROUTER is empty, or was not for so many turns that this can't wait any longer."""
+        self._undrained_turns += 1
+        if self._undrained_turns < UNDRAINED_TURNS_MAX and router.may_hold():
+            return False
+        self._undrained_turns = 0
+        return True
+
+    def pop(self) -> list[tuple[Address, Event]]:
+        """All of it, with its senders."""
+        news: list[tuple[Address, Event]] = [(EVERYONE, Unsubscribed(topic)) for topic in self._lost]
+        news += self._undelivered
+        self._lost, self._undelivered = {}, []
+        return news
 
 
 class Broker:
@@ -90,33 +142,25 @@ class Broker:
         ttl_ms = round(ttl_s * 1000)
         self._router = Edge(sockets.router(self._context, ttl_ms))
         self._xpub = Edge(sockets.xpub(self._context, round(heartbeat_s * 1000), ttl_ms))
-        self._monitors = [
-            Edge(sockets.monitor(self._context, each.socket, sockets.ARRIVALS)) for each in (self._router, self._xpub)
-        ]
         self._wake_in, self._wake_out = stdlib_socket.socketpair()
         self._wake_in.setblocking(False)
-        self._edges = Edges([self._router, self._xpub, *self._monitors], self._wake_in.fileno())
         self._locks: list[int] = []
-        self._lost: dict[bytes, None] = {}  # topics unsubscribed, to be told once the ROUTER was read empty
-        self._undelivered: list[tuple[Address, Undelivered]] = []
-        self._undrained_turns = 0
-        self._alone_until = 0.0
-        self._talks = 0  # messages of the conversation so far
-        self._talked_at = 0.0
         self._unskipped: set[Edge] = set()  # in the middle of a message whose rest is dropped
         self._stopping = False
-        self._turn_max_s = self._turn_window_s = self._turn_window_before_s = 0.0
-        self._turn_window_until = 0.0
         self._debug = False  # whether every message gets a line in the log
         self._is_heavy = False  # what was read is large: it is passed on before more is read
         self._look_at = 0.0  # when to look again at what seldom changes
-        self._lacks_descriptors = False
-        self._complain_at = 0.0
-        self._complaints_held_back = 0
         self.core = BrokerCore(
             self.epoch, self._settings,
             new_token=lambda: secrets.token_bytes(wire.TOKEN_BYTES), new_id=lambda: secrets.token_hex(5),
         )  # fmt: skip
+        self._strangers = Strangers(self._context, (self._router, self._xpub), self.core.gauges)
+        self._descriptors = Descriptors(self._xpub.fd, self.core.gauges)
+        self._turns = Turns(self.core.gauges)
+        self._complaints = Complaints()
+        self._conversation = Conversation()
+        self._bad_news = BadNews()
+        self._edges = Edges([self._router, self._xpub, *self._strangers.monitors], self._wake_in.fileno())
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -135,7 +179,7 @@ class Broker:
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             while not self._stopping:
-                if _clock() < self._alone_until:
+                if _clock() < self._conversation.alone_until:
                     self._turn_alone()
                 else:
                     self._turn()
@@ -159,8 +203,7 @@ class Broker:
         for each in (self._router, self._xpub):
             each.socket.disable_monitor()
             each.socket.close()
-        for monitor in self._monitors:
-            monitor.socket.close()
+        self._strangers.close()
         self._wake_in.close()
         self._wake_out.close()
         self._context.term()
@@ -172,7 +215,7 @@ class Broker:
     # In a conversation, with one message at a time, a receive that waits saves another two polls a message.
 
     def _wait_ms(self) -> int:
-        if self._edges.may_hold() or self._lost or self._undelivered:
+        if self._edges.may_hold() or self._bad_news:
             return 0
         wait_s = self.core.next_deadline() - _clock()
         return max(0, -int(-wait_s * 1000 // 1))  # rounded up: a timer that is early by a fraction would spin
@@ -183,16 +226,14 @@ class Broker:
         if self._edges.wait(self._wait_ms()):
             self._wake_in.recv(4096)
         began = _clock()
-        for monitor in self._monitors:
-            if monitor.is_told:
-                self._count_strangers(monitor)
+        self._strangers.count()
         if began >= self._look_at:
             self._look_at = began + LOOK_S
             self._debug = log.isEnabledFor(logging.DEBUG)
-            self._look_at_descriptors()
+            self._descriptors.look()
         if self._xpub.may_hold():
             self._read_subscriptions(began)
-        bad_news = bool(self._lost or self._undelivered)
+        bad_news = bool(self._bad_news)
         if bad_news or router.may_hold():
             self._read_router(began, BURST_MAX if backlog or bad_news else 1)
         if bad_news:
@@ -203,54 +244,28 @@ class Broker:
             self._tell_log()
         ended = _clock()
         if router.is_touched and not (backlog or bad_news or self._xpub.is_touched or self._unskipped):
-            self._talks = self._talks + 1 if began - self._talked_at < TALK_S else 0
-            self._talked_at = began
-            if self._talks >= TALKS_MIN:
-                self._alone_until = min(ended + ALONE_S, self.core.next_deadline() - sockets.ALONE_MS / 1000)
-        self._note_turn(began, ended - began)
+            self._conversation.go_on(began, ended, self.core.next_deadline())
+        self._turns.note(began, ended - began)
 
     def _turn_alone(self) -> None:
         """One message of the ROUTER's, if one comes within ALONE_MS. Nothing else is looked at."""
+        conversation = self._conversation
         asked_at = _clock()
         peer = self._router.recv_alone()
         if peer is None:
-            self._alone_until = 0.0
+            conversation.alone_until = 0.0
             return
         began = _clock()
         self._take(peer, self._read_message(), began)
         self._is_heavy = False
         self.core.tick(began)
         self._send_outbox()
-        self._talked_at = began
-        if began - asked_at < AT_ONCE_S or self._xpub.is_touched or self._undelivered or self._unskipped:
-            self._alone_until = 0.0
+        conversation.talked_at = began
+        if began - asked_at < AT_ONCE_S or self._xpub.is_touched or self._bad_news or self._unskipped:
+            conversation.alone_until = 0.0
         if self.core.news:
             self._tell_log()
-        self._note_turn(began, _clock() - began)
-
-    def _count_strangers(self, monitor: Edge) -> None:
-        """Connections that were accepted, less those whose handshake was completed. A worker's is one for a moment."""
-        for _ in range(BURST_MAX):
-            frame = monitor.recv()
-            if frame is None:
-                return
-            event, _ = _MONITOR_EVENT.unpack(frame)
-            monitor.socket.recv(_NOBLOCK)  # the address, a frame of its own
-            self.core.gauges["strangers"] += 1 if event == _ACCEPTED else -1
-
-    def _look_at_descriptors(self) -> None:
-        """Without a free descriptor libzmq accepts nobody, and says nothing: newcomers wait in the system's queue."""
-        try:
-            os.close(os.dup(self._xpub.fd))
-        except OSError:
-            self.core.gauges["descriptors_lacking"] += 1
-            if not self._lacks_descriptors:
-                log.warning("no descriptor is left (see ulimit -n): who connects now waits until there is one again")
-            self._lacks_descriptors = True
-        else:
-            if self._lacks_descriptors:
-                log.warning("there are descriptors again")
-            self._lacks_descriptors = False
+        self._turns.note(began, _clock() - began)
 
     def _read_subscriptions(self, now: float) -> None:
         """Presences heard are told at once; presences lost wait until the ROUTER was read empty."""
@@ -262,16 +277,16 @@ class Broker:
             if frame is None:
                 return
             if xpub.socket.getsockopt(_RCVMORE):
-                self.core.receive(EVERYONE, self._malformed("more than one frame"), now)
+                self.core.receive(EVERYONE, self._complaints.about("more than one frame"), now)
                 if not self._skip_rest(xpub):
                     return
             elif frame[:1] == b"\x01":
-                self._lost.pop(frame[1:], None)  # lost and heard again: a loss told later would count for good
+                self._bad_news.regain(frame[1:])
                 self.core.receive(EVERYONE, Subscribed(frame[1:]), now)
             elif frame[:1] == b"\x00":
-                self._lost[frame[1:]] = None
+                self._bad_news.lose(frame[1:])
             else:
-                self.core.receive(EVERYONE, self._malformed("not a subscription"), now)
+                self.core.receive(EVERYONE, self._complaints.about("not a subscription"), now)
 
     def _read_router(self, now: float, burst: int) -> None:
         """Reads at most `burst` messages.
@@ -290,7 +305,7 @@ class Broker:
                 return
             if self._is_heavy:
                 self._is_heavy = False
-                if not self._lost and not self._undelivered:  # these wait for the ROUTER to be empty
+                if not self._bad_news:  # which waits for the ROUTER to be empty
                     return
             if (burst > 0 and not router.may_hold()) or _clock() - now > BURST_S:
                 return
@@ -305,7 +320,7 @@ class Broker:
             payload = sockets.receive_payload(router)
             if router.getsockopt(_RCVMORE):
                 self._skip_rest(self._router)
-                return self._malformed("more than three frames")
+                return self._complaints.about("more than three frames")
         return self._decoded(frame, payload)
 
     def _take(self, peer: Address, message: wire.Message | Malformed, now: float) -> int:
@@ -326,17 +341,7 @@ class Broker:
         try:
             return wire.decode(frame, payload)
         except ProtocolError as error:
-            return self._malformed(f"{len(frame)} bytes: {error}", wire.read_heading(frame))
-
-    def _malformed(self, text: str, heading: wire.Heading | None = None) -> Malformed:
-        """Logs what is dropped, once a second at most: a stranger's garbage is not to fill the disk."""
-        now = _clock()
-        if now < self._complain_at:
-            self._complaints_held_back += 1
-        else:
-            log.warning("dropped a malformed message: %s (and %d before it)", text, self._complaints_held_back)
-            self._complain_at, self._complaints_held_back = now + COMPLAIN_S, 0
-        return Malformed(text, heading)
+            return self._complaints.about(f"{len(frame)} bytes: {error}", wire.read_heading(frame))
 
     def _skip_rest(self, edge: Edge) -> bool:
         """Whether the message is over. Of a longer one the rest waits for the next turn: it may have a million frames,
@@ -351,16 +356,10 @@ class Broker:
         return False
 
     def _tell_bad_news(self, now: float) -> None:
-        self._undrained_turns += 1
-        if self._undrained_turns < UNDRAINED_TURNS_MAX and self._router.may_hold():
+        if not self._bad_news.may_be_told(self._router):
             return
-        self._undrained_turns = 0
-        lost, self._lost = self._lost, {}
-        undelivered, self._undelivered = self._undelivered, []
-        for topic in lost:
-            self.core.receive(EVERYONE, Unsubscribed(topic), now)
-        for peer, event in undelivered:
-            self.core.receive(peer, event, now)
+        for sender, event in self._bad_news.pop():
+            self.core.receive(sender, event, now)
         self._router.ask()  # so that libzmq sees ends of connections before the next probe is sent
 
     def _send_outbox(self) -> None:
@@ -398,8 +397,7 @@ class Broker:
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
-            overflow = error.errno == zmq.EAGAIN
-            self._undelivered.extend((to, Undelivered(message, overflow)) for message in carried)
+            self._bad_news.not_sent(to, carried, overflow=error.errno == zmq.EAGAIN)
 
     def _tell_message(self, way: str, peer: Address, message: wire.Message | Malformed) -> None:
         """Kind, number and worker id, and nothing else: routing ids and tokens are secrets, payloads the users'."""
@@ -413,16 +411,3 @@ class Broker:
     def _tell_log(self) -> None:
         for line in self.core.take_news():
             log.info(line)
-
-    def _note_turn(self, began: float, turn_s: float) -> None:
-        """The longest turn ever, and of the last one or two windows: what is slow now, not what once was."""
-        if began >= self._turn_window_until:
-            self._turn_window_until = began + TURN_WINDOW_S
-            self._turn_window_before_s, self._turn_window_s = self._turn_window_s, 0.0
-        elif turn_s <= self._turn_window_s:
-            return
-        self._turn_window_s = max(self._turn_window_s, turn_s)
-        self._turn_max_s = max(self._turn_max_s, turn_s)
-        recent_s = max(self._turn_window_s, self._turn_window_before_s)
-        self.core.gauges["turn_max_ms"] = round(self._turn_max_s * 1000, 3)
-        self.core.gauges["turn_recent_max_ms"] = round(recent_s * 1000, 3)

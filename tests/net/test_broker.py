@@ -148,7 +148,7 @@ def test_a_large_message_is_passed_on_before_the_next_is_read() -> None:
         there.send_multipart([b"peer", frame] if attached is None else [b"peer", frame, bytes(attached)])
     broker._read_router(time.monotonic() + 60, 100)
     assert heard == [0, 1, 2]
-    broker._lost[b"a presence"] = None
+    broker._bad_news.lose(b"a presence")
     broker._read_router(time.monotonic() + 60, 100)
     assert heard == [0, 1, 2, 3, 4]  # what a lost one sent in its last moment counts, so all is read first
     broker._router, broker.core = router, core
