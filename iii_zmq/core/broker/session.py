@@ -40,7 +40,7 @@ class Session:
     """One worker or observer, from its Hello to its end."""
 
     peer: Peer
-    address: Address
+    address: Address  # the peer's, one step nearer: each message to the worker looks it up
     worker_id: str
     hello: wire.Hello
     token: bytes
