@@ -27,7 +27,7 @@ CORE_MAY_IMPORT = frozenset((
     "__future__", "abc", "bisect", "collections", "collections.abc", "dataclasses", "hashlib", "heapq", "itertools",
     "math", "typing",
 ))  # fmt: skip
-WIRE_MAY_IMPORT = CORE_MAY_IMPORT | {"msgpack", "re", "struct"}
+WIRE_MAY_IMPORT = CORE_MAY_IMPORT | {"msgpack", "msgpack.exceptions", "re", "struct"}
 IMPURE_CALLS = frozenset(("__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"))
 IMPURE = (
     "asyncio", "concurrent.futures", "datetime", "logging", "multiprocessing", "os", "pathlib", "queue", "random",

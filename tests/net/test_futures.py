@@ -1,8 +1,8 @@
 """A thread that asks one future after another for its result drives the worker by itself, and nobody loses by that.
 
 Used in another way, by callbacks, `wait` and `as_completed`, from several threads or not at all, futures are ended by
-the hub, at the latest when nobody has driven for a moment. The heartbeats of broker and worker, which would wake the hub
-as well, are too rare to help.
+the hub, at the latest when nobody has driven for a moment. Heartbeats, which would wake the hub as well, are too rare
+to help.
 """
 
 from __future__ import annotations
