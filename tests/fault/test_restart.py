@@ -27,7 +27,6 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 CREWS = 5
 PATIENCE_S = 30.0  # for what is promised within 1 s, on a machine that has nothing else to do
-AT_ONCE_S = 5.0  # the same, for a failure that is told when the connection ends: milliseconds
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -158,8 +157,9 @@ def test_calls_in_flight_fail_at_once_with_their_fate(story: Story, which: int) 
     slow = [call for call in lost if call[1].endswith("slow")]
     assert len(slow) == CREWS * WORKERS
     assert Counter(outcome for *_, outcome in slow) == {"broker_lost, possibly_executed": len(slow)}
-    print(f"failed at the latest {max(ended for _, _, _, ended, _ in slow) - restart.ended_at:.3f} s after the signal")
-    assert max(ended for _, _, _, ended, _ in slow) - restart.ended_at < AT_ONCE_S
+    latest = max(ended for _, _, _, ended, _ in slow)
+    print(f"failed at the latest {latest - restart.ended_at:.3f} s after the signal")
+    assert latest < restart.listens_at  # a start of Python later: nobody waits for the next broker to be told
 
 
 def test_every_call_has_one_outcome_and_ran_at_most_once(story: Story) -> None:
