@@ -3,24 +3,20 @@
 Invariant: the outcome of a call is decided here and nowhere else: a packed result, or the name and text of what was
 raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except Ctrl-C.
 
-A sync worker's handlers run in the threads of its Pool, or inline, in the thread of its own hub. There a handler that
-calls drives the link while it waits, and may so come to run another one inside: up to NESTING_MAX, beyond which
-calls wait until an outer one has ended. Answers of inline handlers that are ready within HOLD_S leave together. None
-waits for a handler that may take long: one that is not known to be quick begins only when what is ready has left.
+A sync worker's handlers run in the threads of its Pool, or inline (see inline).
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ... import wire
 from ...core.worker.events import RunCall
@@ -34,9 +30,6 @@ log = logging.getLogger("iii_zmq.worker")
 
 QUICK_S: Final = 0.0002  # a handler that takes less is quick
 PACE_KEPT: Final = 0.9  # of a slow run's time, at each run after it
-NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
-HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
-LOOK_S: Final = 0.1  # between inline handlers the sockets are looked at this often, so that heartbeats go on
 
 _clock: Final = time.monotonic
 
@@ -200,63 +193,6 @@ def hand_back(incoming: Incoming, run: RunCall, outcome: Outcome) -> None:
         incoming.fail(run, outcome.type, outcome.text)
     else:
         incoming.finish(run, outcome)
-
-
-class Runs(Protocol):
-    """What running handlers needs of a worker's driver."""
-
-    def hand_back_soon(self, run: RunCall, outcome: Outcome) -> None: ...
-    def flush(self) -> None: ...
-    def look_in(self) -> None: ...
-
-
-class Inline:
-    """The inline handlers of one worker: the calls that wait, and the ones that run, one inside the other."""
-
-    def __init__(self, handlers: Handlers, driver: Runs) -> None:
-        self._handlers = handlers
-        self._driver = driver
-        self._waiting: deque[RunCall] = deque()  # bounded by the worker's credit
-        self._ready_at = math.inf  # since then an answer may wait to be sent
-        self.depth = 0
-        self.looked_at = 0.0  # when the sockets were last looked at, by whom ever
-
-    def put(self, run: RunCall) -> None:
-        self._waiting.append(run)
-
-    @property
-    def is_idle(self) -> bool:
-        """No handler runs, and no call waits."""
-        return not self.depth and not self._waiting
-
-    def run_waiting(self) -> None:
-        """Runs what waits. In the worker's own hub, without its lock."""
-        while self._waiting and self.depth < NESTING_MAX:
-            self._run(self._waiting.popleft())
-        if self._ready_at != math.inf:
-            self._send()
-
-    def _send(self) -> None:
-        self._ready_at = math.inf
-        self._driver.flush()
-
-    def _run(self, run: RunCall) -> None:
-        began = _clock()
-        held_s = began - self._ready_at
-        if held_s > HOLD_S or (held_s >= 0 and not self._handlers.is_quick(run.function_id)):
-            self._send()
-        self.depth += 1
-        try:
-            outcome = self._handlers.run_here(run, began)
-        finally:
-            self.depth -= 1
-        self._driver.hand_back_soon(run, outcome)
-        ended = _clock()
-        self._handlers.note_pace(run.function_id, ended - began)
-        if ended < self._ready_at:
-            self._ready_at = ended
-        if ended - self.looked_at > LOOK_S:
-            self._driver.look_in()
 
 
 class Pool:

@@ -214,7 +214,7 @@ class Worker(View):
         if driver is not None:
             driver.leave(CLOSE_S)
         elif joining is not None:
-            joining.wake()
+            joining.waiting.wake()
 
     def __enter__(self) -> Worker:
         self._open()
@@ -266,7 +266,7 @@ class Worker(View):
         is_over: Callable[[], bool] = (lambda: False) if signals is None else signals.came
         try:
             if signals is not None:
-                signals.then = driver.wake
+                signals.then = driver.waiting.wake
             while not driver.wait(lambda: stay.has_joined() or self._closed or is_over(), stay.slice_s):
                 stay.check_patience(driver.ended)
             stay.check_joined()
@@ -277,7 +277,7 @@ class Worker(View):
             raise
         finally:
             self._joining = None
-        driver.wake()
+        driver.waiting.wake()
         if self._closed:  # by another thread, which saw no driver that it could end
             driver.leave(0.0)
             if signals is None:
@@ -288,7 +288,7 @@ class Worker(View):
         driver, done = self._driver, True
         if driver is not None and driver.unusable is None:
             driver.do(driver.stay.drain)
-            done = driver.wait(lambda: driver.stay.has_drained() and not driver.has_open_calls, timeout)
+            done = driver.wait(lambda: driver.stay.has_drained() and not driver.waiting.calls, timeout)
         self.close()
         return done
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from ... import errors, wire
+from .hub import Bell
 
 ALONE_S: Final = 0.005  # after a message of the control socket an answer may follow: it alone is waited for so long
 OTHERS_S: Final = 0.1  # but not for so long after another thread had to wait for that
@@ -53,11 +54,21 @@ class Exclusive:
                 raise
 
 
+class Waiter(Protocol):
+    """Waits for the outcome of a call: a Slot of the call's own thread, or a CallFuture."""
+
+    number: int | None  # once the core knows the call
+
+    @property
+    def is_open(self) -> bool: ...
+    def end(self, outcome: CallOutcome) -> None: ...
+
+
 class Slot:
     """The outcome of a call whose own thread waits for it."""
 
     def __init__(self) -> None:
-        self.number: int | None = None  # once the core knows the call
+        self.number: int | None = None
         self.outcome: CallOutcome | None = None
 
     @property
@@ -88,6 +99,58 @@ class Parked:
             pass  # it is awake
 
 
+class Waiting:
+    """The threads of one worker that wait, and the one of them that borrows the link.
+
+    Changed under the lock; but a thread that stops waiting, for whatever reason, takes itself out by one step.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Waiter] = {}  # by the call's number
+        self.borrower: Waiter | None = None
+        self.bell = Bell()  # ends the borrower's wait
+        self.parked: dict[Waiter, Parked] = {}
+        self.conditions: dict[Parked, None] = {}
+
+    @property
+    def is_shared(self) -> bool:
+        """Somebody is parked, so that the hub drives at once."""
+        return bool(self.parked or self.conditions)
+
+    def park(self, waiter: Waiter) -> None:
+        self.parked[waiter] = Parked()
+        if self.borrower is waiter:
+            self.borrower = None
+
+    def end_call(self, number: int, outcome: CallOutcome) -> None:
+        waiter = self.calls.pop(number, None)
+        if waiter is None:
+            return
+        waiter.end(outcome)
+        if waiter in self.parked:
+            self.parked[waiter].wake()
+        elif waiter is self.borrower and self.bell.is_awaited:
+            self.bell.ring()
+
+    def look(self) -> None:
+        """Wakes threads whose condition has come true."""
+        for parked in list(self.conditions):
+            if parked.is_true is None or parked.is_true():
+                parked.wake()
+
+    def wake(self) -> None:
+        """All conditions are looked at again by their own threads. From any thread, or a signal handler."""
+        for parked in list(self.conditions):
+            parked.wake()
+
+    def close(self) -> None:
+        """The worker has ended."""
+        for parked in (*list(self.conditions), *list(self.parked.values())):
+            parked.wake()
+        self.bell.ring()
+        self.bell.close()
+
+
 class Conversation:
     """Whether the next answer may be waited for alone, in one receive instead of a poll and a receive.
 
@@ -115,20 +178,3 @@ class Conversation:
         """Another thread is about to wait for the link."""
         self._others_at = _clock()
         self._until = 0.0
-
-
-class Held:
-    """Calls of a thread that asks futures for their results one after another: those that follow answers which came
-    together are held for each other, one message instead of thirty."""
-
-    def __init__(self) -> None:
-        self.count = 0  # held now
-        self.count_max = 1  # as many as answers came together last
-
-    def add(self) -> bool:
-        """One more; False if all are to leave now."""
-        self.count += 1
-        if self.count < self.count_max:
-            return True
-        self.count = 0
-        return False

@@ -1,0 +1,241 @@
+"""One sync worker as its hub serves it: core and link under one lock, and what follows from what the core tells.
+
+Any thread may do a short job on core and link (`do`): under the lock, never waiting there, and telling the hub if
+something is left unread, because a libzmq descriptor tells of news only once. User code never runs under the lock or in
+the shared hub: handlers run in the pool or inline in a hub of the worker's own, callbacks in the callback threads.
+
+When an exception of a signal handler cuts a job short, nobody knows what of it was done: the session is given up for
+lost and made anew, so that all who wait are told the truth (`_mend`). The replica is safe: only the hub touches it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ... import errors
+from ...core.worker.core import WorkerCore
+from ...core.worker.events import CallEnded, CancelCall, RunCall
+from . import hub
+from .callbacks import CallbackQueue
+from .handlers import Handlers, Pool, hand_back
+from .hub import LOOK_S, Hub
+from .inline import Inline
+from .lifecycle import CLOSED, Stay
+from .link import Link
+from .listeners import Listeners
+from .waits import Conversation, Exclusive, Waiting
+
+log = logging.getLogger("iii_zmq.worker")
+
+_T = TypeVar("_T")
+_clock: Final = time.monotonic
+
+
+class SyncGuest:
+    """See hub.Guest."""
+
+    def __init__(self, core: WorkerCore, handlers: Handlers, listeners: Listeners, threads: int) -> None:
+        self.core = core
+        self.callbacks = CallbackQueue()
+        self.stay = Stay(core, handlers, listeners, self.callbacks)
+        self.hub = hub.shared()
+        self.waiting = Waiting()
+        self.link = Link(core, self.waiting.bell.fd)
+        self.talk = Conversation()
+        self.ended = False
+        self.unusable: str | None = None  # why nothing can be asked any more
+        self.is_lent = False  # the hub looks again by itself, and does not watch the control socket
+        self.driven_at = 0.0  # when a borrower last drove
+        self.held = 0  # calls that were not sent yet
+        self._exclusive = Exclusive(self._mend)
+        self._due_at = 0.0  # when the hub looks next without being told
+        self._seen = -1  # the generation of the descriptors that the hub watches
+        self.inline = Inline(handlers, self)
+        self._pool = Pool(f"iii-{core.profile.name}", threads, handlers, self._hand_back) if threads else None
+        self._on: dict[type[Any], Callable[[Any], None]] = {
+            CallEnded: self._on_call_ended, RunCall: self._on_run, CancelCall: self._on_cancel, **self.stay.on,
+        }  # fmt: skip
+
+    # -- for any thread ------------------------------------------------------------------------------------------------
+
+    def locked(self, job: Callable[[], _T]) -> _T:
+        """Runs a short `job` under the lock; returns or raises what it does."""
+        if self.talk.is_waiting:
+            self.talk.interrupt()
+        return self._exclusive.run(job)
+
+    def do(self, job: Callable[[], _T]) -> _T:
+        """Runs a short `job` that leaves something to send."""
+
+        def done() -> _T:
+            value = job()
+            self.settle()
+            return value
+
+        return self.locked(done)
+
+    def _hand_back(self) -> None:
+        """Handlers have ended in the pool. Results that are ready at the same moment leave together."""
+
+        def hand_back_all() -> None:
+            assert self._pool is not None
+            done = self._pool.done
+            while done:
+                hand_back(self.core.incoming, *done.popleft())
+
+        self.do(hand_back_all)
+
+    # -- for the hub ---------------------------------------------------------------------------------------------------
+
+    @property
+    def watched(self) -> Link:
+        return self.link
+
+    @property
+    def is_here(self) -> bool:
+        """Not ended, and this is the hub's thread: not that of the shared hub after the move to a hub of its own."""
+        return not self.ended and self.hub.is_here
+
+    def take_turn(self, told: list[int]) -> float | None:
+        if not self.is_here:
+            return None
+        now = _clock()
+        if self.talk.is_waiting or self._is_left_alone(told, now):
+            self.is_lent = True
+            if self.held:
+                self.locked(self.flush)
+            return now + LOOK_S
+        try:
+            due_at = self.locked(self.turn)
+            if self.inline.is_here:
+                self.inline.serve()
+                due_at = self.locked(self.turn)
+        except BaseException:
+            name = self.core.profile.name
+            log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", name, exc_info=True)
+            self.locked(self.end)
+        return due_at if self.is_here else None
+
+    def _is_left_alone(self, told: list[int], now: float) -> bool:
+        """Nothing is to be done here, and a borrower reads the control socket, or did a moment ago."""
+        if self.waiting.is_shared or any(fd != self.link.control_fd for fd in told):
+            return False
+        due_at = self.core.next_deadline()
+        if due_at is not None and due_at <= now:
+            return False
+        return now - self.driven_at < LOOK_S or (bool(told) and self.waiting.borrower is not None)
+
+    def forked(self) -> None:
+        """In the child: link, lock and threads are the parent's."""
+        self.unusable = hub.FORKED
+        self.ended = True
+
+    def end_quickly(self, until: float) -> None:
+        """The interpreter ends: Bye, if that can be said at once."""
+        if self.unusable is None and _clock() < until:
+            self.unusable = "the interpreter is ending"
+            self.locked(self.core.leave)
+            self.locked(self.end)
+
+    # -- under the lock ------------------------------------------------------------------------------------------------
+
+    def turn(self) -> float:
+        """The hub's: reads, does what is due and sends; when the next turn is due."""
+        self.is_lent = False
+        self.pump()
+        self._seen = self.link.generation
+        self._due_at = _clock() + self.link.wait_ms() / 1000
+        return self._due_at
+
+    def pump(self) -> None:
+        """Reads what there is, does what is due, and sends."""
+        now = _clock()
+        if self.link.pump():
+            self.talk.heard(now)
+        self.deal()
+
+    def converse(self) -> None:
+        """Waits for one message of the control socket, for a few milliseconds at most."""
+        talk = self.talk
+        try:
+            talk.is_waiting = True
+            if not self.link.pump_alone():
+                talk.end()
+        finally:
+            talk.is_waiting = False
+        self.deal()
+
+    def deal(self) -> None:
+        """Deals with what the core tells, and sends what follows."""
+        core, on = self.core, self._on
+        events = core.take_events()
+        while events:
+            for event in events:
+                on[type(event)](event)
+            events = core.take_events()
+        self.flush()
+        if self.waiting.conditions:
+            self.waiting.look()
+
+    def flush(self) -> None:
+        """Sends what the core wants sent."""
+        self.held = 0
+        self.link.flush()
+
+    def settle(self) -> None:
+        """Sends, and rings if the hub looks later than it has to, or would not be told of something."""
+        self.deal()
+        due_at = self.core.next_deadline()
+        is_late = due_at is not None and due_at < self._due_at
+        is_unread = self.waiting.is_shared if self.is_lent else self.link.control_may_hold()
+        if (is_late or is_unread or self._seen != self.link.generation) and not self.ended and not self.hub.is_here:
+            self.hub.ring(self)
+
+    def _on_call_ended(self, event: CallEnded) -> None:
+        self.waiting.end_call(event.number, event.outcome)
+
+    def _on_run(self, run: RunCall) -> None:
+        if self._pool is not None:
+            self._pool.put(run)
+            return
+        self.inline.put(run)
+        if not self.inline.has_own_hub:
+            self.inline.has_own_hub = True
+            left, self.hub = self.hub, Hub(f"iii-{self.core.profile.name}")
+            left.ring(self)  # to find that this guest has left
+            self._seen = -1
+        if not self.hub.is_here:
+            self.hub.ring(self)
+
+    def _on_cancel(self, _: CancelCall) -> None:
+        """A thread can't be interrupted: a handler finds out by `current_call().cancelled`."""
+
+    def _mend(self) -> None:
+        """An exception cut a job short: messages and events may be lost, so the session is given up for lost."""
+        self.core.distrust(_clock())
+        self.deal()
+        self.stay.mend()
+        text = "a signal handler raised while the worker read or sent: what became of the call is not known"
+        for number in list(self.waiting.calls):
+            if not self.core.outgoing.is_open(number):
+                error = errors.BrokerLost(text, "possibly_executed", errors.BROKER_LOST)
+                self.waiting.end_call(number, error)
+        self.settle()
+
+    def end(self) -> None:
+        """The worker is over: everybody who waits is told."""
+        if self.ended:
+            return
+        self.unusable = self.unusable or CLOSED
+        self.core.end(CLOSED)
+        self.deal()
+        self.ended = True
+        self.waiting.close()
+        self.link.close()
+        if self._pool is not None:
+            self._pool.close()
+        self.hub.ring(self)
+        hub.ended(self)
