@@ -210,7 +210,8 @@ class Hub:
             return
         if due_at != place.due_at:
             place.due_at = due_at
-            heapq.heappush(self._timers, (due_at, self._new_entry(), place))
+            if due_at != math.inf:
+                heapq.heappush(self._timers, (due_at, self._new_entry(), place))
         if place.link is not None and place.generation != place.link.generation:
             self._watch(place, place.link)
         elif place.unarmed and not place.guest.is_lent:

@@ -11,6 +11,7 @@ lost and made anew, so that all who wait are told the truth (`_mend`). The repli
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -114,10 +115,13 @@ class SyncGuest:
                 self.inline.serve()
                 due_at = self.locked(self.turn)
         except BaseException:
-            name = self.core.profile.name
-            log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", name, exc_info=True)
-            self.locked(self.end)
-        return due_at if self.is_here else None
+            self._fail()
+            return None
+        return due_at
+
+    def _fail(self) -> None:
+        log.critical("%s: the worker's loop failed: this is a bug in iii_zmq", self.core.profile.name, exc_info=True)
+        self.locked(self.end)
 
     def _is_left_alone(self, told: list[int], now: float) -> bool:
         """Nothing is to be done here, and a borrower reads the control socket, or did a moment ago."""
@@ -147,8 +151,9 @@ class SyncGuest:
         self.is_lent = False
         self.pump()
         self._seen = self.link.generation
-        self._due_at = _clock() + self.link.wait_ms() / 1000
-        return self._due_at
+        due_at = self.core.next_deadline()
+        self._due_at = math.inf if due_at is None else due_at
+        return _clock() if self.link.may_hold() else self._due_at
 
     def pump(self) -> None:
         """Reads what there is, does what is due, and sends."""
