@@ -1,8 +1,8 @@
-"""What leaves for one peer in one turn, in as few frames as may be: under load a message costs more than its bytes.
+"""Packs the messages for one peer into as few frames as possible: under load a frame costs more than its bytes.
 
-Sending, waking libzmq's thread and receiving cost some 10 us a message and hop, whatever is in it; so calls and answers
-that are there at the same moment leave as one Bundle. Nothing ever waits for company. The order of messages to one
-peer is kept, between peers there is none.
+Sending, waking libzmq's thread and receiving cost about 10 us per message and hop, whatever its size. So calls and
+answers that are ready at the same moment leave as one Bundle; nothing ever waits for company. The order of messages to
+one peer is kept; between peers there is none.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from .. import wire
 
 P = TypeVar("P", bound=Hashable)
 
-PORTIONS: Final = 4  # a caller's open calls travel in so many bundles at least,
-PORTION_MIN: Final = 16  # unless these were smaller than this: then what a message costs is more than what it gains
+PORTIONS: Final = 4  # a caller's open calls travel in at least this many bundles,
+PORTION_MIN: Final = 16  # but a bundle need not be smaller than this: then a message would cost more than it gains
 
 _IN_BUNDLES: Final = frozenset((wire.Call, wire.Result, wire.Failure, wire.Cancel))
-_FRAME_BYTES: Final = 8  # what a frame takes in a header beside its bytes, at most, and the array itself a part of
+_FRAME_BYTES: Final = 8  # bytes that a frame takes at most beside its own, including its part of the array's head
 
 Packed = tuple[bytes, wire.Payload | None, Sequence[wire.Message]]
-"""A frame, the payload where it travels as a second one, and the messages that leave with them."""
+"""A frame, the payload if it travels separately, and the messages that they carry."""
 
 
 def portion(open_calls: int) -> int:
-    """How many messages a bundle of a caller's may have that has so many open calls.
+    """How many messages a bundle may have, for a caller with this many open calls.
 
-    In one bundle all would travel together for ever: their answers come together, and so do the next calls. Caller,
-    broker and provider would wait for one another, each with a processor of its own.
+    In a single bundle all calls would travel together for ever, since their answers come together, and so do the next
+    calls. Then caller, broker and provider would wait for one another, although each has its own processor.
     """
     if open_calls <= PORTION_MIN:
         return wire.BUNDLE_MAX
@@ -36,7 +36,7 @@ def portion(open_calls: int) -> int:
 
 
 def packed(messages: Sequence[wire.Message], most: int = wire.BUNDLE_MAX) -> Iterator[Packed]:
-    """The frames that carry these messages, at most so many in one, to one peer, which takes bundles."""
+    """The frames that carry these messages to one peer that takes bundles, at most `most` messages in each."""
     frames: list[bytes] = []
     size = first = 0
     for index, message in enumerate(messages):
@@ -62,7 +62,7 @@ def _bundled(frames: list[bytes]) -> bytes:
 
 
 def by_peer(outbox: Sequence[tuple[P, wire.Message]]) -> dict[P, list[wire.Message]]:
-    """What each peer is sent."""
+    """The messages for each peer, in order."""
     found: dict[P, list[wire.Message]] = {}
     for to, message in outbox:
         found.setdefault(to, []).append(message)

@@ -1,8 +1,8 @@
-"""Moments at which something is due: a heap with lazy deletion, one entry a key. It knows no clock.
+"""Deadlines by key: a heap with lazy deletion. It knows no clock.
 
 Invariant: a key is due at the moment of the pair whose order is `_orders[key]`; other pairs of the key are stale and
-skipped. (Comparing moments instead would take two pairs of one key and one moment both for living, and a rebuild
-would never get rid of them.)
+are skipped. (Comparing moments instead would not do: two pairs with the same key and moment would both count as live,
+and a rebuild would never remove them.)
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-STALE_MAX: Final = 1024  # stale pairs beyond twice the living ones: then the heap is built anew
+STALE_MAX: Final = 1024  # beyond twice the live pairs plus this many, the heap is rebuilt
 
 
 def whole_ms(left_s: float) -> int:
-    """What is left, as it is told to others: rounded up, lest a nested call's deadline comes before its caller's."""
+    """The remaining time in ms for others, rounded up so that a nested call never expires before its caller."""
     return max(0, ceil(left_s * 1000))
 
 
 class Alarm:
-    """The moment before which none of the tables that share it has anything to do: at times early, never late.
+    """The moment before which no table that shares it has anything to do: it may be early, never late.
 
     So a turn in which nothing is due costs one comparison, however many tables there are.
     """
@@ -39,19 +39,19 @@ class Alarm:
 
 
 class Deadlines(Generic[K]):
-    """`set` and `cancel` in O(log n); the next moment in O(1). A stale pair keeps its key alive until it is skipped."""
+    """`set` and `cancel` take O(log n), `next` O(1). A stale pair keeps its key alive until it is skipped."""
 
     def __init__(self, alarm: Alarm | None = None) -> None:
         self._alarm = alarm or Alarm()
         self._orders: dict[K, int] = {}
         self._heap: list[tuple[float, int, K]] = []
-        self._order = 0  # equal moments come out in the order they were set; keys need no order of their own
+        self._order = 0  # equal moments come out in the order in which they were set; keys need no order
 
     def __len__(self) -> int:
         return len(self._orders)
 
     def set(self, key: K, at: float) -> None:
-        """`key` is due at `at`, whatever was set before."""
+        """Makes `key` due at `at`, whatever was set before."""
         self._order += 1
         self._orders[key] = self._order
         heappush(self._heap, (at, self._order, key))
@@ -61,7 +61,7 @@ class Deadlines(Generic[K]):
             self._rebuild()
 
     def cancel(self, key: K) -> None:
-        """`key` is due no more; nothing happens when it was not."""
+        """Makes `key` no longer due; does nothing if it was not."""
         self._orders.pop(key, None)
 
     def next(self) -> float | None:

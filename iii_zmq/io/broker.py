@@ -1,12 +1,12 @@
 """The broker's shell: a loop around BrokerCore with a ROUTER, an XPUB and a way to wake it. It decides nothing.
 
-    wait until readable or the core's next deadline
-    read the stream's subscriptions, then at most a burst from the ROUTER; each message goes to the core
-    only once the ROUTER was read empty: tell the core what could not be sent and whose presence is gone
+    wait until a socket is readable or the core's next deadline comes
+    read the stream's subscriptions, then at most a burst from the ROUTER; pass each message to the core
+    only after the ROUTER is read empty: tell the core of messages that could not be sent and of lost presences
     tick; send the outbox
 
-A result or a Bye that was sent just before the end waits in the ROUTER while the peer is already unreachable: hence the
-order.
+The reason for this order: a result or a Bye sent just before the end may still wait in the ROUTER when the peer is
+already unreachable.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from .gauges import Complaints, Descriptors, Strangers, Turns
 log = logging.getLogger("iii_zmq.broker")
 
 DEFAULT_URL = "tcp://127.0.0.1:5570"
-BURST_MAX: Final = 1024  # messages a turn, so that ticks, deltas and parts of snapshots get their time;
-BURST_S: Final = 0.005  # and no further one after this: a batch of 1,024 functions alone takes 8 ms
-CLOSING_S = 0.1  # for peers to read the last words: a DEALER with IMMEDIATE drops what is unread with its connection
-# The core makes no cycles that outlive a session, so the collector finds little; but a full look at 100,000 rows takes
+BURST_MAX: Final = 1024  # messages per turn, so that ticks, deltas and parts of snapshots get their time
+BURST_S: Final = 0.005  # and no further message after this time: a batch of 1,024 functions alone takes 8 ms
+CLOSING_S = 0.1  # for peers to read the last messages: a DEALER with IMMEDIATE drops unread ones with its connection
+# The core makes no cycles that outlive a session, so the collector finds little; but a full scan of 100,000 rows takes
 # longer than a turn may. New containers before a young collection, young ones before a middle one, and so on.
 GC_THRESHOLDS = (50_000, 20, 100)
-GATHER_S = 0.002  # deltas published sooner after the last ones wait for more: an idle registry's never wait
-# For one worker to be woken and to read a message, where all share two CPUs: a flood that reaches 1,000 of them every
-# 0.2 s takes half of that. A publication after a pause, and a few in a row, never wait for it.
+GATHER_S = 0.002  # deltas that come sooner after a publication wait for more; in an idle registry they never wait
+# The time for one worker to wake and read a message, if all share two CPUs: a flood that reaches 1,000 of them every
+# 0.2 s takes half of that time. A publication after a pause, and a few in a row, never wait for it.
 WAKE_S = 0.0002
-SKIPPED_MAX = 1_000  # frames of one message that are dropped in one turn: 2 ms
-LOOK_S: Final = 0.5  # between two looks at whether a descriptor is left, and at the level of the log
-DESCRIPTORS_SPARE = 64  # not for sessions: our own (some 15), the log's, and connections that are no session yet
-ALONE_S: Final = 0.002  # after a message the ROUTER alone may be waited for so long: so late may all else be noticed
-TALK_S: Final = 0.001  # messages that follow each other so soon, one at a time, are a conversation,
-TALKS_MIN: Final = 4  # if there are so many: who dies after a single call is not to be noticed later for it
+SKIPPED_MAX = 1_000  # frames of one message that are dropped per turn: 2 ms
+LOOK_S: Final = 0.5  # between two checks for a free descriptor and for the log level
+DESCRIPTORS_SPARE = 64  # not for sessions: our own (about 15), the log's, and connections without a session yet
+ALONE_S: Final = 0.002  # how long after a message to wait for the ROUTER alone, and so how late all else is noticed
+TALK_S: Final = 0.001  # messages that follow each other this soon, one at a time, are a conversation,
+TALKS_MIN: Final = 4  # if there are this many: a caller that dies after a single call must not be noticed later
 AT_ONCE_S: Final = 0.000_01  # a receive that took less did not wait: more may have come with its message
-UNDRAINED_TURNS_MAX: Final = 20  # under a flood the ROUTER is never empty: bad news waits no longer than this
+UNDRAINED_TURNS_MAX: Final = 20  # in a flood the ROUTER is never empty: bad news waits no longer than this
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE_NOBLOCK: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
@@ -71,7 +71,7 @@ _clock: Final = time.monotonic
 
 
 class Conversation:
-    """Messages that follow each other one at a time: then the ROUTER may be waited for alone."""
+    """Messages that follow each other one at a time: meanwhile the loop waits for the ROUTER alone."""
 
     def __init__(self) -> None:
         self.alone_until = 0.0
@@ -79,7 +79,7 @@ class Conversation:
         self._talks = 0  # messages so far
 
     def go_on(self, began: float, ended: float, due_at: float) -> None:
-        """A turn read one message, and nothing else had happened; something else is due then."""
+        """A turn read one message and nothing else happened; at `due_at` something else is due."""
         self._talks = self._talks + 1 if began - self.talked_at < TALK_S else 0
         self.talked_at = began
         if self._talks >= TALKS_MIN:
@@ -87,7 +87,7 @@ class Conversation:
 
 
 class BadNews:
-    """Presences that were lost and messages that could not be sent: not to be told before the ROUTER was read empty."""
+    """Lost presences and messages that could not be sent; reported only after the ROUTER is read empty."""
 
     def __init__(self) -> None:
         self._lost: dict[bytes, None] = {}  # topics unsubscribed
@@ -102,7 +102,7 @@ class BadNews:
         self._lost[topic] = None
 
     def regain(self, topic: bytes) -> None:
-        """It was subscribed anew: a loss told later would count for good."""
+        """The topic was subscribed again: a loss that is reported later would be final."""
         self._lost.pop(topic, None)
 
     def not_sent(self, to: Address, messages: Sequence[wire.Message], overflow: bool) -> None:
@@ -110,7 +110,7 @@ class BadNews:
         self._undelivered.extend((to, Undelivered(message, overflow)) for message in messages)
 
     def may_be_told(self, router: Edge) -> bool:
-        """Whether the ROUTER is empty, or was not for so many turns that this can't wait any longer."""
+        """True if the ROUTER is empty, or was not empty for so many turns that the news can't wait any longer."""
         self._undrained_turns += 1
         if self._undrained_turns < UNDRAINED_TURNS_MAX and router.may_hold():
             return False
@@ -118,7 +118,7 @@ class BadNews:
         return True
 
     def pop(self) -> list[tuple[Address, Event]]:
-        """All of it, with its senders."""
+        """Takes all the news, with its senders."""
         news: list[tuple[Address, Event]] = [(EVERYONE, Unsubscribed(topic)) for topic in self._lost]
         news += self._undelivered
         self._lost, self._undelivered = {}, []
@@ -145,11 +145,11 @@ class Broker:
         self._wake_in, self._wake_out = stdlib_socket.socketpair()
         self._wake_in.setblocking(False)
         self._locks: list[int] = []
-        self._unskipped: set[Edge] = set()  # in the middle of a message whose rest is dropped
+        self._unskipped: set[Edge] = set()  # sockets in the middle of a message whose rest is dropped
         self._stopping = False
-        self._debug = False  # whether every message gets a line in the log
-        self._is_heavy = False  # what was read is large: it is passed on before more is read
-        self._look_at = 0.0  # when to look again at what seldom changes
+        self._debug = False  # True if every message gets a line in the log
+        self._is_heavy = False  # True if a large message was read: it is passed on before more is read
+        self._look_at = 0.0  # when to check again what seldom changes
         self.core = BrokerCore(
             self.epoch, self._settings,
             new_token=lambda: secrets.token_bytes(wire.TOKEN_BYTES), new_id=lambda: secrets.token_hex(5),
@@ -165,17 +165,17 @@ class Broker:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Takes both addresses. Raises: addresses.AddressInUse, ValueError for what is no address, OSError."""
+        """Binds both addresses. Raises: addresses.AddressInUse, ValueError for a malformed address, OSError."""
         self._settings.sessions_max = max(1, (sockets.raise_descriptor_limit() - DESCRIPTORS_SPARE) // 2)
         self.url = addresses.bind(self._router.socket, self.url, self._locks)
         self.stream_url = addresses.bind(self._xpub.socket, self.stream_url, self._locks)
         self._settings.stream_url = addresses.advertised(self.stream_url, self._advertised)
 
     def run(self) -> None:
-        """Serves until `stop()`; then everybody is told, and the sockets are closed."""
+        """Serves until `stop()`; then tells everybody and closes the sockets."""
         log.info("serving %s, stream %s, epoch %s", self.url, self.stream_url, self.epoch)
         gc.collect()
-        gc.freeze()  # what was made until now lives as long as the process: the collector need not look at it
+        gc.freeze()  # everything made so far lives as long as the process: the collector can ignore it
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             while not self._stopping:
@@ -196,10 +196,10 @@ class Broker:
         try:
             self._wake_out.send(b"x")
         except OSError:
-            pass  # closed already: there is nothing left to wake
+            pass  # already closed: there is nothing to wake
 
     def close(self) -> None:
-        """Closes the sockets after what was sent has had LINGER_MS to leave."""
+        """Closes the sockets; sent messages get LINGER_MS to leave."""
         for each in (self._router, self._xpub):
             each.socket.disable_monitor()
             each.socket.close()
@@ -212,7 +212,7 @@ class Broker:
         self._locks.clear()
 
     # -- one turn ------------------------------------------------------------------------------------------------------
-    # In a conversation, with one message at a time, a receive that waits saves another two polls a message.
+    # In a conversation, with one message at a time, a receive that waits saves two polls per message.
 
     def _wait_ms(self) -> int:
         if self._edges.may_hold() or self._bad_news:
@@ -248,7 +248,7 @@ class Broker:
         self._turns.note(began, ended - began)
 
     def _turn_alone(self) -> None:
-        """One message of the ROUTER's, if one comes within ALONE_MS. Nothing else is looked at."""
+        """Handles one message of the ROUTER, if one comes within ALONE_MS. Looks at nothing else."""
         conversation = self._conversation
         asked_at = _clock()
         peer = self._router.recv_alone()
@@ -268,7 +268,7 @@ class Broker:
         self._turns.note(began, _clock() - began)
 
     def _read_subscriptions(self, now: float) -> None:
-        """Presences heard are told at once; presences lost wait until the ROUTER was read empty."""
+        """Reports heard presences at once; lost ones wait until the ROUTER is read empty."""
         xpub = self._xpub
         if self._unskipped and not self._skip_rest(xpub):
             return
@@ -291,7 +291,7 @@ class Broker:
     def _read_router(self, now: float, burst: int) -> None:
         """Reads at most `burst` messages.
 
-        While there is no backlog one message is read a turn, and what follows from it is sent before asking for more.
+        Without a backlog it reads one message per turn, and sends the results before it asks for more.
         """
         router = self._router
         if self._unskipped and not self._skip_rest(router):
@@ -311,7 +311,7 @@ class Broker:
                 return
 
     def _read_message(self) -> wire.Message | Malformed:
-        """What stands behind the address: one frame, two or three with a large payload; all else is malformed."""
+        """The message behind the address: one frame, two or three with a large payload; anything else is malformed."""
         router = self._router.socket
         frame = router.recv(_NOBLOCK)
         payload: wire.Payload | None = None
@@ -324,7 +324,7 @@ class Broker:
         return self._decoded(frame, payload)
 
     def _take(self, peer: Address, message: wire.Message | Malformed, now: float) -> int:
-        """Hands it to the core; how many messages it was. What is in a bundle counts as if each had come alone."""
+        """Passes a message to the core; returns how many it was. Each one in a bundle counts as if it came alone."""
         if self._debug:
             self._tell_message("from", peer, message)
         if type(message) is not wire.Bundle:
@@ -344,8 +344,8 @@ class Broker:
             return self._complaints.about(f"{len(frame)} bytes: {error}", wire.read_heading(frame))
 
     def _skip_rest(self, edge: Edge) -> bool:
-        """Whether the message is over. Of a longer one the rest waits for the next turn: it may have a million frames,
-        and what is left of it must not be read as a message of its own."""
+        """Drops the rest of a message; False if some is left for the next turn. It may have a million frames, and its
+        rest must not be read as a message of its own."""
         edge.touched()
         for _ in range(SKIPPED_MAX):
             if not edge.socket.getsockopt(_RCVMORE):
@@ -363,7 +363,7 @@ class Broker:
         self._router.ask()  # so that libzmq sees ends of connections before the next probe is sent
 
     def _send_outbox(self) -> None:
-        """The stream's messages go first, in their order: there is none between sockets."""
+        """Sends the stream's messages first, in their order; there is no order between sockets."""
         core, controls = self.core, []
         for to, message in core.take_outbox():
             if self._debug:
@@ -384,7 +384,7 @@ class Broker:
                 self._send(to, frame, payload, carried)
 
     def _send(self, to: Address, frame: bytes, payload: wire.Payload | None, carried: Sequence[wire.Message]) -> None:
-        """To one peer; what can't be sent is told with the bad news."""
+        """Sends to one peer; messages that can't be sent are reported with the bad news."""
         self._router.touched()
         router = self._router.socket
         try:
@@ -400,7 +400,7 @@ class Broker:
             self._bad_news.not_sent(to, carried, overflow=error.errno == zmq.EAGAIN)
 
     def _tell_message(self, way: str, peer: Address, message: wire.Message | Malformed) -> None:
-        """Kind, number and worker id, and nothing else: routing ids and tokens are secrets, payloads the users'."""
+        """Logs kind, number and worker id only: routing ids and tokens are secrets, payloads belong to the users."""
         if peer is EVERYONE or peer is BROADCAST:
             name = "everyone"
         else:

@@ -1,15 +1,15 @@
-"""A libzmq socket that is waited for by its own descriptor, which is edge-triggered.
+"""Waits for a libzmq socket by its own descriptor, which is edge-triggered.
 
-zmq_poll asks each socket for its events before and after it waits: some 20 system calls for one message. The socket's
-descriptor costs one, but it tells of news once, and any receive, send or question for EVENTS may swallow what it told.
-So an Edge knows one of three things about its socket:
+zmq_poll asks each socket for its events before and after it waits: about 20 system calls for one message. The socket's
+descriptor costs one, but it reports news only once, and any receive, send or question for EVENTS may swallow that
+report. So an Edge is in one of three states:
 
-    told       its descriptor told, or nobody has looked yet        read it
-    touched    it was used since                                    `may_hold` asks for EVENTS before anybody waits
-    neither    a receive or the EVENTS found nothing                the descriptor will tell
+    told       the descriptor reported, or nobody has looked yet    read the socket
+    touched    the socket was used since                            `may_hold` asks for EVENTS before anybody waits
+    neither    a receive or the EVENTS found nothing                the descriptor will report
 
-Invariant: whoever waits for a descriptor has just heard `may_hold` say no. All first frames are received here, and
-`touched` is called before any other use of the socket. One thread at a time may use an Edge.
+Invariant: before a thread waits for a descriptor, `may_hold` has just said no. All first frames are received here, and
+`touched` is called before any other use of the socket. Only one thread at a time may use an Edge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLLIN: Final = int(zmq.POLLIN)
 
 
 class Edge:
-    """One socket, its descriptor, and whether it may hold something."""
+    """One socket, its descriptor, and whether it may hold a message."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
@@ -37,11 +37,11 @@ class Edge:
         self.is_touched = False
 
     def touched(self) -> None:
-        """Somebody is about to use the socket."""
+        """Call it before you use the socket."""
         self.is_touched = True
 
     def may_hold(self) -> bool:
-        """False if the descriptor will tell of whatever comes next."""
+        """False if the descriptor will report the next message."""
         return self.ask() if self.is_touched else self.is_told
 
     def ask(self) -> bool:
@@ -61,10 +61,9 @@ class Edge:
             return None
 
     def recv_alone(self) -> bytes | None:
-        """As `recv`, but waits for the socket's RCVTIMEO, while nothing else is looked at.
+        """Like `recv`, but waits for the socket's RCVTIMEO, and looks at nothing else meanwhile.
 
-        That costs 5 us less than a poll of all descriptors and a receive: what the next message of a conversation is
-        worth.
+        In a conversation this costs 5 us less for the next message than a poll of all descriptors and a receive.
         """
         self.is_told = False
         self.is_touched = True
@@ -76,7 +75,7 @@ class Edge:
 
 
 class Edges:
-    """Several edges, waited for at once; and one descriptor of another kind, if given."""
+    """Waits for several edges at once, and for one descriptor of another kind, if given."""
 
     def __init__(self, edges: Sequence[Edge], wake_fd: int | None = None) -> None:
         self._by_fd = {edge.fd: edge for edge in edges}
@@ -87,14 +86,14 @@ class Edges:
             self._poll.register(fd, select.POLLIN)
 
     def may_hold(self) -> bool:
-        """Whether any of them may hold something; to be asked before anybody waits."""
+        """True if any of them may hold a message; ask before you wait."""
         for edge in self._edges:  # noqa: SIM110  (a generator costs more than the four questions)
             if edge.may_hold():
                 return True
         return False
 
     def wait(self, wait_ms: int) -> bool:
-        """Waits until one of them tells, at most so long; whether the other descriptor is readable."""
+        """Waits at most `wait_ms` until one of them reports; True if the other descriptor is readable."""
         is_woken = False
         for fd, _ in self._poll.poll(wait_ms):
             edge = self._by_fd.get(fd)
@@ -105,7 +104,7 @@ class Edges:
         return is_woken
 
     def told(self, fd: int) -> None:
-        """Somebody else waited, and this descriptor told. It may be one of sockets that are closed by now."""
+        """Another thread waited, and this descriptor reported. Its socket may be closed by now."""
         edge = self._by_fd.get(fd)
         if edge is not None:
             edge.is_told = True

@@ -1,6 +1,6 @@
-"""What the broker's shell measures and complains about: its turns, strangers, descriptors, and malformed messages.
+"""Measures and reports for the broker's shell: its turns, strangers, descriptors, and malformed messages.
 
-It writes the core's gauges, and lines in the log; it decides nothing.
+It writes the core's gauges and lines in the log; it decides nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .edge import Edge, Socket
 
 log = logging.getLogger("iii_zmq.broker")
 
-TURN_WINDOW_S: Final = 5.0  # the recent longest turn is of the last 5 to 10 s
-EVENTS_MAX: Final = 1024  # of one monitor in one turn
-COMPLAIN_S: Final = 1.0  # between two lines about dropped messages
+TURN_WINDOW_S: Final = 5.0  # the recent longest turn covers the last 5 to 10 s
+EVENTS_MAX: Final = 1024  # events read from one monitor in one turn
+COMPLAIN_S: Final = 1.0  # between two log lines about dropped messages
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MONITOR_EVENT = struct.Struct("=HI")
@@ -32,7 +32,7 @@ Gauges = dict[str, float]
 
 
 class Turns:
-    """The longest turn ever, and of the last one or two windows: what is slow now, not what once was."""
+    """The longest turn ever, and that of the last one or two windows, which shows what is slow now."""
 
     def __init__(self, gauges: Gauges) -> None:
         self._gauges = gauges
@@ -40,7 +40,7 @@ class Turns:
         self._window_until = 0.0
 
     def note(self, began: float, turn_s: float) -> None:
-        """A turn took so long."""
+        """Notes how long a turn took."""
         if began >= self._window_until:
             self._window_until = began + TURN_WINDOW_S
             self._window_before_s, self._window_s = self._window_s, 0.0
@@ -53,14 +53,14 @@ class Turns:
 
 
 class Strangers:
-    """Connections that were accepted, less those whose handshake was completed. A worker's is one for a moment."""
+    """Counts accepted connections minus completed handshakes. A worker's connection counts for a moment, too."""
 
     def __init__(self, context: zmq.Context[Socket], watched: tuple[Edge, ...], gauges: Gauges) -> None:
         self.monitors = [Edge(sockets.monitor(context, each.socket, sockets.ARRIVALS)) for each in watched]
         self._gauges = gauges
 
     def count(self) -> None:
-        """Reads the monitors that told of news."""
+        """Reads the monitors that reported news."""
         for monitor in self.monitors:
             if monitor.is_told:
                 self._read(monitor)
@@ -80,7 +80,7 @@ class Strangers:
 
 
 class Descriptors:
-    """Without a free descriptor libzmq accepts nobody, and says nothing: newcomers wait in the system's queue."""
+    """Watches for free descriptors: without one libzmq silently accepts nobody, and newcomers wait in the system."""
 
     def __init__(self, any_of_ours: int, gauges: Gauges) -> None:
         self._any_of_ours = any_of_ours
@@ -88,13 +88,13 @@ class Descriptors:
         self._are_lacking = False
 
     def look(self) -> None:
-        """Warns if none is left, and when there is one again."""
+        """Warns if no descriptor is left, and when there is one again."""
         try:
             os.close(os.dup(self._any_of_ours))
         except OSError:
             self._gauges["descriptors_lacking"] += 1
             if not self._are_lacking:
-                log.warning("no descriptor is left (see ulimit -n): who connects now waits until there is one again")
+                log.warning("no descriptor is left (see ulimit -n): new connections wait until there is one again")
             self._are_lacking = True
         else:
             if self._are_lacking:
@@ -103,14 +103,14 @@ class Descriptors:
 
 
 class Complaints:
-    """Lines about malformed messages, once a second at most: a stranger's garbage is not to fill the disk."""
+    """Logs malformed messages, at most once a second: a stranger's garbage must not fill the disk."""
 
     def __init__(self) -> None:
         self._next_at = 0.0
         self._held_back = 0
 
     def about(self, text: str, heading: wire.Heading | None = None) -> Malformed:
-        """The event for the core, and perhaps a line in the log."""
+        """The event for the core; perhaps also logs a line."""
         now = time.monotonic()
         if now < self._next_at:
             self._held_back += 1

@@ -1,8 +1,8 @@
-"""What travels: messages, their bytes, and the content that they carry. Both sides, no state.
+"""The protocol: messages, their bytes, and the content that they carry. For both sides; has no state.
 
     messages <- codec <- content
 
-All that is public in these three is `wire.` something.
+Every public name of these three is also one of `wire`.
 """
 
 from .codec import *  # noqa: F403

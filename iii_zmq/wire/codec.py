@@ -1,8 +1,8 @@
 """Messages and payloads as bytes: `encode` and `decode`, `pack` and `unpack`.
 
-Decoding is strict about what it knows and lenient about what it does not: unknown trailing fields are ignored (that
-is how the protocol grows), everything else that is not exactly a message raises `ProtocolError`, and nothing else does.
-No dict passes `decode`: what users put into metadata and schemas travels as packed bytes inside rows and entries.
+Decoding ignores unknown trailing fields, so that the protocol can grow. Anything else that is not exactly a message
+raises `ProtocolError`, and nothing else is ever raised. No dict passes `decode`: the users' metadata and schemas travel
+as packed bytes inside rows and entries.
 """
 
 from __future__ import annotations
@@ -72,20 +72,22 @@ _LONG = struct.Struct(">BI")  # the head of a bin or str of more than 65,535 byt
 _BIN32, _STR32 = 0xC6, 0xDB
 _NO_FIELDS: Final = b"\x90"
 _SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
-_known_headers: Final[dict[bytes, Call]] = {}  # what was in them, in a Call without a payload
-_KNOWN_COUNT: Final = 1024  # in that table: a program calls a few functions with a few timeouts; then it begins anew
-_KNOWN_BYTES: Final = 512  # of a header: two ids take some hundred, and the table half a megabyte at most
-_SIX: Final = 0x96  # how an array of six begins
+_known_headers: Final[dict[bytes, Call]] = {}  # header -> its Call, without a payload
+_KNOWN_COUNT: Final = (
+    1024  # headers in that table, which is then cleared: a program calls few functions with few timeouts
+)
+_KNOWN_BYTES: Final = 512  # bytes of a header: two ids take a few hundred; the table takes half a megabyte at most
+_SIX: Final = 0x96  # the first byte of an array of six
 _QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
-_RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # what stands before the payload of a Result
+_RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # bytes before the payload of a Result
 _SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 
 
 # -- encode ------------------------------------------------------------------------------------------------------------
 
 
-# Packers that nobody uses just then: making one takes longer than packing with it. Taken out and put back, because what
-# a user's object does while it is packed may come to pack another one, or let another thread do so.
+# Unused Packers: making one takes longer than packing with it. They are taken out and put back, because a user's object
+# may pack another one while it is packed itself, or let another thread do so.
 _packers: Final[list[msgpack.Packer]] = []
 
 
@@ -96,13 +98,13 @@ def pack(value: Any) -> bytes:
     except IndexError:
         packer = msgpack.Packer(use_bin_type=True, buf_size=2 * LARGE_BYTES)
     packed: bytes = packer.pack(value)
-    if len(packed) <= LARGE_BYTES:  # its buffer never shrinks
+    if len(packed) <= LARGE_BYTES:  # a Packer's buffer never shrinks
         _packers.append(packer)
     return packed
 
 
 def pack_payload(value: Any) -> bytes | Split:
-    """As `pack`; long bytes and strings are not copied to stand behind their five bytes of head."""
+    """Like `pack`, but does not copy long bytes and strings behind their five bytes of head."""
     kind = type(value)
     if (kind is bytes or kind is str or kind is bytearray) and len(value) > INLINE_BYTES_MAX:
         rest: bytes = value.encode() if kind is str else bytes(value)  # the same object, if it is one of bytes
@@ -112,7 +114,7 @@ def pack_payload(value: Any) -> bytes | Split:
 
 
 def encode(message: Message) -> tuple[bytes, Payload | None]:
-    """The first frame, and the payload where it travels in frames of its own."""
+    """The first frame, and the payload if it travels in frames of its own."""
     if isinstance(message, Call):
         header = message.header or _call_header(message)
         return _with_payload(KIND[Call], message.number, header, message.payload)
@@ -203,7 +205,7 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
 
 @dataclass(slots=True, frozen=True)
 class Heading:
-    """What the prefix of a frame says: the same 16 bytes in every version."""
+    """The content of a frame's prefix: the same 16 bytes in every version."""
 
     version: int
     kind: int
@@ -211,7 +213,7 @@ class Heading:
 
 
 def read_heading(frame: bytes) -> Heading | None:
-    """For a frame that `decode` refused: whether its sender at least means this protocol, and what it wanted."""
+    """For a frame that `decode` refused: its heading if the sender uses this protocol at all, else None."""
     if len(frame) < PREFIX.size or not frame.startswith(MAGIC):
         return None
     _, version, kind, _, number = _unpack_prefix(frame)
@@ -232,7 +234,7 @@ UNPACK_ERRORS: Final = (ValueError, TypeError, ArithmeticError, RecursionError, 
 
 
 def unpack(data: Payload) -> Any:
-    """The value in a payload, as handlers and callers get it. Raises: ValueError when it is no msgpack value."""
+    """The value in a payload, as handlers and callers get it. Raises: ValueError if it is not a msgpack value."""
     try:
         if isinstance(data, Split):
             return _unpack_split(data)

@@ -31,7 +31,7 @@ _DIGEST_MASK: Final = (1 << 128) - 1
 
 
 def check_function_id(function_id: object) -> None:
-    """Raises: TypeError, ValueError with one line that says what was seen and what is expected."""
+    """Raises: TypeError, ValueError with one line that says what was seen and what was expected."""
     if not isinstance(function_id, str):
         raise TypeError(f"a function id is a str such as 'orders::create', not {type(function_id).__name__}")
     if len(function_id) > FUNCTION_ID_CHARS_MAX:
@@ -50,7 +50,7 @@ def check_function_id(function_id: object) -> None:
 
 
 def is_reserved(function_id: str) -> bool:
-    """Whether the broker itself answers under this id."""
+    """True if only the broker itself may offer this id."""
     return function_id.startswith(RESERVED_PREFIX) or function_id == "engine"
 
 
@@ -61,7 +61,7 @@ INTERNAL: Final = 4
 
 @dataclass(slots=True, frozen=True)
 class FunctionEntry:
-    """What a provider says of a function. Schemas and metadata are JSON objects, or None where not given."""
+    """A provider's description of a function. Schemas and metadata are JSON objects, or None if not given."""
 
     id: str
     description: str | None = None
@@ -129,7 +129,7 @@ RowKey = tuple[str, str]
 
 @dataclass(slots=True, frozen=True)
 class WorkerRow:
-    """A worker as everybody sees it. `metadata` is a packed msgpack map."""
+    """A worker in the registry. `metadata` is a packed msgpack map."""
 
     worker_id: str
     name: str
@@ -141,7 +141,7 @@ class WorkerRow:
 
 @dataclass(slots=True, frozen=True)
 class ProviderRow:
-    """That a worker offers a function. `active` is False for a stand-by; `entry` is a packed FunctionEntry."""
+    """One worker's offer of one function. `active` is False for a stand-by; `entry` is a packed FunctionEntry."""
 
     worker_id: str
     function_id: str
@@ -170,7 +170,7 @@ def decode_row(data: bytes) -> Row:
 
 
 def row_key(data: bytes) -> RowKey:
-    """The key of a row that `decode_row` takes, for loading many: a quarter of its time. Raises: ProtocolError."""
+    """The key of a row, in a quarter of the time of `decode_row`, for loading many. Raises: ProtocolError."""
     fields = unpack_array(data)
     if len(fields) >= 4 and type(fields[2]) is bool and type(fields[3]) is bytes:
         worker_id, function_id = fields[0], fields[1]
@@ -180,7 +180,7 @@ def row_key(data: bytes) -> RowKey:
 
 
 def row_hash(row: bytes) -> int:
-    """The row's share in the digest: BLAKE2b of 128 bits over its bytes exactly as sent."""
+    """The row's share of the digest: BLAKE2b of 128 bits over its bytes exactly as sent."""
     return int.from_bytes(blake2b(row, digest_size=DIGEST_BYTES).digest(), "big")
 
 
@@ -190,17 +190,17 @@ def digest_bytes(total: int) -> bytes:
 
 
 def functions_digest(entries: list[bytes]) -> bytes:
-    """What a worker puts into Hello, so that the broker can tell whether it still offers the same functions."""
+    """The digest in a Hello, by which the broker can tell whether the worker still offers the same functions."""
     return digest_bytes(sum(map(row_hash, entries)))
 
 
 def presence_topic(token: bytes) -> bytes:
-    """The topic that only the holder of this session token can know."""
+    """The session's presence topic, which only the holder of its token can know."""
     return PRESENCE_PREFIX + blake2b(token, digest_size=16, person=b"presence").hexdigest().encode()
 
 
 def receipt_topic(token: bytes) -> bytes:
-    """Subscribed after the snapshot topic, it tells the broker that a broadcast snapshot will be heard."""
+    """The session's receipt topic: subscribed after the snapshot topic, it shows that a broadcast will be heard."""
     return presence_topic(token) + b"+"
 
 
@@ -213,9 +213,9 @@ REASONS = frozenset(("", "bye", "died", "silent", "unregistered", "replaced"))
 class Delta:
     """One numbered, atomic change: rows to drop by key, then rows to put; `digest` is the content's afterwards.
 
-    `reason` says why rows were dropped (one of `REASONS`). A key is never in both `drops` and `puts`. `leaver`, if not
-    empty, is a worker of which the delta drops every row there is, and nothing else: who holds its rows need not read
-    `drops`, which travel packed for that reason.
+    `reason` says why rows were dropped (one of `REASONS`). A key is never in both `drops` and `puts`. If `leaver` is
+    not empty, the delta drops exactly the rows of that worker: a replica that holds them need not read `drops`, which
+    travel packed for that reason.
     """
 
     seq: int
@@ -227,7 +227,7 @@ class Delta:
 
 
 DeltaFields = tuple[int, bytes, str, "list[bytes]", bytes, str]
-"""A delta's fields as they travel: `drops` is still packed."""
+"""A delta's fields, with `drops` still packed."""
 
 
 def encode_delta(delta: Delta) -> bytes:

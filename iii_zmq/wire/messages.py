@@ -29,7 +29,7 @@
     message  = prefix header [payload]
     prefix   = magic "i3" | version u8 | kind u8 | header length u32 | number u64      (16 bytes, big-endian)
     header   = msgpack array of the message's fields, in the order of its dataclass
-    payload  = one msgpack value, in Call and Result only: behind the header when it has at most
+    payload  = one msgpack value, in Call and Result only: behind the header if it has at most
                `INLINE_BYTES_MAX` bytes, else as a second frame, or in two parts as a second and a third
 
     control and calls   DEALER <-> ROUTER   one frame (two or three with a large payload) behind the routing id
@@ -46,22 +46,22 @@ from typing import Any, Final
 
 from ..errors import Fate
 
-# `Final` is what each message needs: compiled code has such constants in itself, others it looks up.
+# Constants that each message needs are `Final`: compiled code contains them, and looks up all others.
 MAGIC: Final = b"i3"
 VERSION: Final = 1
 PREFIX: Final = struct.Struct(">2sBBIQ")
 
-# Limits. Each bounds something that a stranger could otherwise make grow.
+# Limits. Without each of them a stranger could make something grow.
 INLINE_BYTES_MAX: Final = 64 * 1024  # a larger payload travels as its own frame, which pyzmq need not copy
-PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # one call's payload or result; what the ROUTER's MAXMSGSIZE rests on
-CONTROL_BYTES_MAX = 1024 * 1024  # header of what a worker sends; unpacking it costs at most some 75 MB for a moment
-LARGE_BYTES: Final = 16 * 1024  # a larger header is looked through before it is unpacked: see CONTAINERS_MAX
+PAYLOAD_BYTES_MAX = 32 * 1024 * 1024  # one call's payload or result; the ROUTER's MAXMSGSIZE is derived from it
+CONTROL_BYTES_MAX = 1024 * 1024  # header of a worker's message; unpacking it takes at most about 75 MB for a moment
+LARGE_BYTES: Final = 16 * 1024  # a larger header is checked before it is unpacked: see CONTAINERS_MAX
 CONTAINERS_MAX = 4096  # maps and arrays in a large header; an Ack that refuses a whole batch has 1,026
-STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of what a broker sends; a worker trusts its broker
+STREAM_BYTES_MAX = 256 * 1024 * 1024  # header of a broker's message; a worker trusts its broker
 ENTRY_BYTES_MAX = 64 * 1024  # one function's entry, schemas included
 METADATA_BYTES_MAX = 64 * 1024  # one worker's metadata
 BUNDLE_BYTES_MAX: Final = LARGE_BYTES  # header of a Bundle
-BUNDLE_MAX: Final = 64  # messages in a Bundle: what has come is answered before more is read
+BUNDLE_MAX: Final = 64  # messages in a Bundle: these are answered before more is read
 BATCH_MAX = 1024  # functions in one Register: about 10 ms of the broker's loop
 NAME_CHARS_MAX = 64  # one name between two `::`, and a worker's name
 FUNCTION_ID_CHARS_MAX = 200
@@ -73,8 +73,8 @@ PARTS_OPEN_MAX = 4  # parts of a snapshot or replay that one worker has not ackn
 DIGEST_BYTES = 16
 TOKEN_BYTES = 16
 
-# Topics. A reconnecting SUB resubscribes in byte order: the stream must come before any presence, so that a broker that
-# hears the presence knows that the stream is subscribed.
+# Topics. A reconnecting SUB resubscribes in byte order. The stream must come before any presence, so that the broker
+# knows, once it hears the presence, that the stream is subscribed.
 STREAM_TOPIC: Final = b"s|"
 SNAPSHOT_TOPIC: Final = b"t|"
 PRESENCE_PREFIX = b"w|"
@@ -84,9 +84,9 @@ Buffer = bytes | memoryview
 
 @dataclass(slots=True, frozen=True)
 class Split:
-    """A large payload in two frames, `head` and `rest`, whose bytes in this order are the msgpack value.
+    """A large payload in two frames: the bytes of `head`, then those of `rest`, are the msgpack value.
 
-    What the sender has as one piece of memory (a bytes of 16 MB) needs no copy to be the `rest` of a value.
+    So the sender need not copy one large piece of memory (a bytes of 16 MB) to make it part of a value.
     """
 
     head: Buffer
@@ -103,7 +103,7 @@ Payload = Buffer | Split
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
-# `number` stands in the prefix, the other fields in the header; `_TABLE` below has the fields' types.
+# `number` is in the prefix, the other fields are in the header; `_TABLE` below has the fields' types.
 
 Refusal = tuple[int, str, str]
 """(index in the batch, code, text)."""
@@ -115,9 +115,9 @@ BYTES_LIST, STRINGS, REFUSALS = list[bytes], list[str], list[Refusal]
 class Hello:
     """worker -> broker: I am here, or (with the token of a session) here again. Opens a session.
 
-    `metadata` is a packed msgpack map. `epoch` ("" if none) and `seq` are the replica's position. `functions` is
-    `functions_digest` of what the session offered ("" without a token): if it is what the broker holds, the rows stay.
-    An observer is no row and offers nothing.
+    `metadata` is a packed msgpack map. `epoch` ("" if none) and `seq` are the replica's position. `functions` is the
+    `functions_digest` of the session's functions ("" without a token): if the broker holds the same, the rows stay. An
+    observer has no row and offers nothing.
     """
 
     number: int
@@ -136,7 +136,7 @@ class Hello:
 
 @dataclass(slots=True)
 class Welcome:
-    """broker -> worker: the session. `stream_url` may have the host `*`: the host that the worker used for the broker.
+    """broker -> worker: the session. The host `*` in `stream_url` means the host that the worker used for the broker.
 
     Times in milliseconds. `kept` says that the rows of the session named in Hello stayed as they were.
     """
@@ -165,7 +165,7 @@ class Register:
 
 @dataclass(slots=True)
 class Unregister:
-    """worker -> broker: function ids that go, atomically. Answered by Ack."""
+    """worker -> broker: function ids to remove, atomically. Answered by Ack."""
 
     number: int
     function_ids: list[str]
@@ -173,9 +173,9 @@ class Unregister:
 
 @dataclass(slots=True)
 class Ack:
-    """broker -> worker: a Register, Unregister or Drain was done and is part of the registry at `seq`.
+    """broker -> worker: a Register, Unregister or Drain is done and part of the registry at `seq`.
 
-    `refusals` names what was not done, by its index in the batch.
+    `refusals` lists what was refused, by its index in the batch.
     """
 
     number: int
@@ -302,14 +302,14 @@ class Refuse:
 
 @dataclass(slots=True)
 class Probe:
-    """broker -> worker: nothing to do; that it could be sent is what the broker wants to know."""
+    """broker -> worker: nothing to do; the broker only wants to know whether it can be sent."""
 
     number: int
 
 
 @dataclass(slots=True)
 class Closing:
-    """broker -> everyone, on the stream: the broker ends on purpose. Say Hello again when it is back."""
+    """broker -> everyone, on the stream: the broker shuts down. Say Hello again when it is back."""
 
     number: int
     epoch: str
@@ -326,7 +326,7 @@ class Deltas:
 
 @dataclass(slots=True)
 class Beacon:
-    """broker -> everyone, on the stream when it is quiet: the position and the content's digest."""
+    """broker -> everyone, on the stream at every heartbeat: the position and the content's digest."""
 
     number: int
     epoch: str
@@ -337,7 +337,7 @@ class Beacon:
 NO_ANSWER: Final = 1  # Call.flags: the caller wants no Result, only a Failure if the call was not handed over
 
 
-# Every call makes these two, several times; an `__init__` that a dataclass makes is not compiled with the rest.
+# Every call makes these two, several times: their `__init__` is written out, since a dataclass's is not compiled.
 
 
 @dataclass(slots=True, init=False)
@@ -382,7 +382,7 @@ class Call:
         self.header = header
 
     def again(self, number: int, payload: Payload) -> Call:
-        """Another one with the same header."""
+        """Another call with the same header."""
         return Call(
             number, self.function_id, self.caller, self.remaining_ms, self.target, self.flags, self.fence, payload,
             self.header,
@@ -445,8 +445,8 @@ FromBroker = (
 OnStream = Deltas | Beacon | Closing | Snapshot | Replay
 Message = FromWorker | FromBroker | OnStream
 
-# Each message: its kind in the prefix, its class, and the types of its header's fields, which in the class stand behind
-# `number`. Not in the classes themselves: compiled dataclasses have no ClassVar.
+# Each message: its kind in the prefix, its class, and the types of its header's fields, which follow `number` in the
+# class. They are not in the classes themselves, because compiled dataclasses have no ClassVar.
 _TABLE: tuple[tuple[int, type[Any], tuple[Any, ...]], ...] = (
     (1, Hello, (STRINGS, str, str, int, bytes, int, bool, str, int, bytes, bytes)),
     (2, Welcome, (str, bytes, str, str, int, int, int, int, int, bool, str)),

@@ -1,4 +1,4 @@
-"""One answer to a worker that lacks something: its parts, one at a time, and how many are under way."""
+"""One answer to a worker that lacks something: makes its parts one at a time, and counts the unacknowledged ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Part = wire.Snapshot | wire.Replay
 
 
 class Answer:
-    """The parts of one answer, made when asked for; there is at least one."""
+    """The parts of one answer, made on demand; there is at least one."""
 
     __slots__ = ("_next", "_parts", "_started", "is_snapshot", "number", "unacknowledged")
 
@@ -26,11 +26,11 @@ class Answer:
         return self._next is not None or not self._started
 
     def is_open(self) -> bool:
-        """Whether another part may be sent now."""
+        """True if another part may be sent now."""
         return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part()
 
     def pop_part(self) -> Part:
-        """The next part; only while `has_part()`."""
+        """The next part; call it only while `has_part()`."""
         part = self._next or next(self._parts)
         self._started = True
         self._next = next(self._parts, None)

@@ -1,12 +1,12 @@
-"""What a worker lacks, sent in bounded parts: exactly the missing deltas, or a snapshot and the deltas since.
+"""Sends what a worker lacks, in bounded parts: exactly the missing deltas, or a snapshot and the deltas since.
 
-So that a big registry or a storm of joiners never stalls calls, a worker has at most `PARTS_OPEN_MAX` parts that it has
-not acknowledged, and one turn of the broker's loop makes at most `PARTS_PER_TURN`. When several workers need a big
-snapshot at once it is broadcast: they are invited to a topic, tell by a receipt that they listen, and hear it once.
-Whoever is too slow to listen is sent its own snapshot after all.
+So that a big registry or a storm of joiners never stalls calls, a worker has at most `PARTS_OPEN_MAX` unacknowledged
+parts, and one turn of the broker's loop makes at most `PARTS_PER_TURN`. If several workers need a big snapshot at once,
+it is broadcast: they are invited to a topic, show by a receipt that they listen, and hear it once. A worker that is too
+slow to listen is sent its own snapshot after all.
 
 Invariant: a session has at most one answer, one invitation and one place in the line, so that asking often costs no
-more than asking once; what an answer consists of is looked up only when its first part is sent.
+more than asking once. The content of an answer is looked up only when its first part is sent.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from .events import BROADCAST, Outbox
 from .registry import Image, Registry
 from .session import Session
 
-PART_BYTES_MAX = 128 * 1024  # some 1,000 rows: packing one takes well under 1 ms
+PART_BYTES_MAX = 128 * 1024  # about 1,000 rows: packing a part takes well under 1 ms
 PARTS_PER_TURN = 4
-BROADCAST_FROM = 4  # this many snapshots under way make the next one a broadcast
-BROADCAST_BYTES_MIN = 512 * 1024  # smaller registries are sent directly: no detour through an invitation
+BROADCAST_FROM = 4  # with this many snapshots under way the next one is a broadcast
+BROADCAST_BYTES_MIN = 512 * 1024  # a smaller registry is sent directly, without an invitation
 GATHER_S = 0.1  # how long invitations are collected before a broadcast starts
-GATHER_MORE_S = 0.4  # and how much longer it waits for those who were invited and do not listen yet
-PROGRESS_S = 10.0  # an answer whose parts nobody acknowledges is given up; workers ask again far earlier
+GATHER_MORE_S = 0.4  # and how much longer it waits for invited sessions that do not listen yet
+PROGRESS_S = 10.0  # an answer is given up if nobody acknowledges its parts; workers ask again far earlier
 
 Position = tuple[str, int]
 """(epoch, seq)."""
 
-NOWHERE: Position = ("", 0)  # nobody's position: what is lacking is a snapshot
+NOWHERE: Position = ("", 0)  # no position: a snapshot is needed
 
 
 class Answers:
-    """Who is owed parts, and the broadcast under way."""
+    """The sessions that still get parts, and the current broadcast."""
 
     def __init__(self, registry: Registry, outbox: Outbox, counters: Counters, alarm: Alarm) -> None:
         self._registry = registry
         self._outbox = outbox
         self._counters = counters
         self._alarm = alarm
-        self._line: OrderedDict[Session, None] = OrderedDict()  # sessions that may be sent a part now, in turns
+        self._line: OrderedDict[Session, None] = OrderedDict()  # sessions that may get a part now, in turns
         self._snapshots: dict[Session, None] = {}  # sessions whose answer is a snapshot
         self._progress: Deadlines[Session] = Deadlines(alarm)  # of sessions with an answer
-        self._invited: dict[Session, int] = {}  # the number asked under; no receipt heard yet
-        self._receipts: dict[bytes, Session] = {}  # receipt topic -> session, of the invited
-        self._gathered: dict[Session, None] = {}  # receipt heard; they listen
+        self._invited: dict[Session, int] = {}  # invited sessions without a receipt -> number of their Hello or Sync
+        self._receipts: dict[bytes, Session] = {}  # receipt topic -> invited session
+        self._gathered: dict[Session, None] = {}  # sessions whose receipt was heard: they listen
         self._gather_until: float | None = None
         self._broadcast = 0
         self._broadcasting: Answer | None = None
 
     def answer(self, session: Session, number: int, position: Position, now: float) -> None:
-        """Begins to send what a replica at `position` lacks; an answer under way is given up."""
+        """Starts to send what a replica at `position` lacks; gives up an unfinished answer."""
         self.forget(session)
         resumes = position[0] == self._registry.epoch and self._registry.history.holds(position[1])
         if not resumes and self._is_crowded():
@@ -64,7 +64,7 @@ class Answers:
             self._owe(session, Answer(number, self._parts(number, position), is_snapshot=not resumes), now)
 
     def acknowledge(self, session: Session, number: int, now: float) -> None:
-        """A part arrived; another may follow."""
+        """A part arrived, so another may follow."""
         answer = session.answer
         if answer is None or answer.number != number or not answer.unacknowledged:
             self._counters["unexpected"] += 1
@@ -77,7 +77,7 @@ class Answers:
             self.forget(session)
 
     def forget(self, session: Session) -> None:
-        """The session is gone, asks for something else, or its answer is complete."""
+        """Forgets a session: it is gone, asks for something else, or its answer is complete."""
         if session.answer is not None:
             session.answer = None
             self._line.pop(session, None)
@@ -88,7 +88,7 @@ class Answers:
         self._gathered.pop(session, None)
 
     def heard_receipt(self, topic: bytes) -> None:
-        """If this topic is a receipt, its session hears the broadcast."""
+        """If this topic is a receipt, its session will hear the broadcast."""
         session = self._receipts.pop(topic, None)
         if session is not None:
             del self._invited[session]
@@ -105,7 +105,7 @@ class Answers:
         return gathered
 
     def tick(self, now: float) -> None:
-        """Sends this turn's parts, in turns among those who are owed some."""
+        """Sends this turn's parts, in turns among the waiting sessions."""
         while (session := self._progress.pop_due(now)) is not None:
             self._counters["answers_abandoned"] += 1
             self.forget(session)
@@ -154,7 +154,7 @@ class Answers:
         self._outbox.append((session.address, wire.Invite(number, BROADCAST, self._broadcast)))
 
     def _gathered_at(self) -> float | None:
-        """When the next broadcast starts, as things stand."""
+        """When the next broadcast starts, as far as is known now."""
         if self._gather_until is None:
             return None
         return self._gather_until + (GATHER_MORE_S if self._invited else 0.0)
@@ -171,7 +171,7 @@ class Answers:
             self._broadcasting = Answer(self._broadcast, parts, is_snapshot=True)
 
     def _send_broadcast_part(self, answer: Answer) -> None:
-        """One part a turn. Nobody acknowledges these: the stream's high-water mark and a late Sync stand in."""
+        """Sends one part per turn. Nobody acknowledges it: the stream's high-water mark and a late Sync take over."""
         self._outbox.append((BROADCAST, answer.pop_part()))
         if not answer.has_part():
             self._broadcasting = None
@@ -179,7 +179,7 @@ class Answers:
     # -- private: parts ------------------------------------------------------------------------------------------------
 
     def _parts(self, number: int, position: Position) -> Iterator[Part]:
-        """All parts of one answer, indexes counting up: rows if they are needed, then deltas; the last is a Replay."""
+        """All parts of one answer, with ascending indexes: rows if needed, then deltas; the last part is a Replay."""
         registry = self._registry
         epoch = registry.epoch
         missing = registry.history.since(position[1]) if position[0] == epoch else None
@@ -205,7 +205,7 @@ def _image_and_since(registry: Registry) -> tuple[Image, list[bytes]]:
 
 
 def _chunks(items: list[bytes]) -> Iterator[tuple[list[bytes], bool]]:
-    """(items of at most PART_BYTES_MAX together, whether they are the last); one empty chunk when there are none."""
+    """(items of at most PART_BYTES_MAX together, True for the last ones); one empty chunk if there are none."""
     start = size = 0
     for end, item in enumerate(items):
         if size and size + len(item) > PART_BYTES_MAX:

@@ -1,7 +1,7 @@
-"""Who is here: every session from its Hello to its end, and what its presence, its silence and its Bye mean.
+"""Follows every session from its Hello to its end: what its presence, its silence and its Bye mean.
 
-Invariants: a worker has a row exactly while its session is joined or took the rows over; it is routable only while its
-presence is heard. Everything of an old session is retired before anything of the one that follows it is applied.
+Invariants: a worker has a row exactly while its session is joined or has taken over rows; it is routable only while its
+presence is heard. An old session is retired completely before anything of its successor is applied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .registry import Registry
 from .session import CREDIT_MAX, OPEN_CALLS_MAX, Session
 from .sessions import Sessions
 
-NEWS_MAX = 10_000  # lines that nobody takes; a turn makes far fewer
+NEWS_MAX = 10_000  # lines for the log that nobody takes; a turn makes far fewer
 
 
 class Attendance:
@@ -57,13 +57,13 @@ class Attendance:
         self._liveness = Liveness(settings, alarm, sessions)
         self._hold_until = 0.0
         self.closing = False
-        self._died: set[tuple[str, int]] = set()  # processes of which a session died in this turn
-        self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each who joined or left
+        self._died: set[tuple[str, int]] = set()  # processes with a session that died in this turn
+        self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each worker that joined or left
 
     # -- Hello and Bye -------------------------------------------------------------------------------------------------
 
     def on_hello(self, peer: Peer, hello: wire.Hello, now: float) -> None:
-        """A new session, or the one that the token names goes on: on this connection, or on another."""
+        """Opens a session, or continues the one that the token names, on its own connection or on another."""
         self._counters["hellos"] += 1
         refusal = self._refusal(peer, hello)
         if refusal is not None:
@@ -84,7 +84,7 @@ class Attendance:
         self._welcome(session, hello.number, kept)
 
     def on_bye(self, session: Session, now: float) -> None:
-        """Its functions go at once; the session stays for the results of what it is still running."""
+        """Removes its functions at once; the session stays for the results of the calls that it still runs."""
         session.leaving = True
         function_ids = self._leave(session, "bye")
         session.waiting.clear()
@@ -98,7 +98,7 @@ class Attendance:
             self.end(session, "bye", now)
 
     def end(self, session: Session, reason: str, now: float) -> None:
-        """The session ends, and everything it owned with it, once."""
+        """Ends the session and everything it owned, once."""
         self._forget(session)
         if reason in ("died", "silent"):
             self._died.add(session.process)
@@ -110,27 +110,27 @@ class Attendance:
     # -- presence ------------------------------------------------------------------------------------------------------
 
     def on_subscribed(self, topic: bytes, now: float) -> None:
-        """A presence, a receipt for an invitation, or something that means nothing to us."""
+        """A topic was subscribed: a presence, a receipt for an invitation, or an unknown topic."""
         session = self._sessions.by_presence.get(topic)
         if session is None:
             self._answers.heard_receipt(topic)
         elif not session.joined:
             self._join(session, now)
         elif session.suspect_since is not None and session.reachable:
-            # The same topic over a new stream connection: whole again. What was missed meanwhile shows as a gap.
+            # The same topic over a new stream connection: the session is whole again. A missed delta shows as a gap.
             session.suspect_since = None
             self._liveness.watch(session, now)
             self._calls.dispatch(session, now)
 
     def on_unsubscribed(self, topic: bytes, now: float) -> None:
-        """If it was a presence: its holder died, or the stream connection broke."""
+        """A topic was unsubscribed. If it was a presence, its session died, or its stream connection broke."""
         session = self._sessions.by_presence.get(topic)
         if session is not None and session.joined and session.suspect_since is None:
             self._counters["presence_lost"] += 1
             self._liveness.presence_lost(session, now)
 
     def on_undelivered(self, address: Address, message: wire.Message, overflow: bool, now: float) -> None:
-        """The peer's connection is gone, or its queue is full: then it is reset, to return with an empty one."""
+        """The peer's connection is gone, or its queue is full: it is then reset, and returns with an empty queue."""
         session = self._sessions.by_address.get(address)
         if session is None:
             return
@@ -150,7 +150,7 @@ class Attendance:
             self._on_verdict(*judged, now)
 
     def pop_more_dying(self) -> bool:
-        """Whether a process of which a session died in this turn has others: theirs will end in no time."""
+        """True if a session died in this turn whose process has others: these will end in a moment."""
         died, self._died = self._died, set()
         return any(map(self._sessions.has_any_of, died))
 
@@ -158,7 +158,7 @@ class Attendance:
         return self._liveness.next_deadline()
 
     def on_pause(self, late_s: float, now: float) -> None:
-        """A pause of our own is nobody's silence: all moments of the sessions move along, and the lost are held."""
+        """The broker itself slept, nobody was silent: moves all moments of the sessions, and holds lost sessions."""
         self._hold_until = now + HOLD_S
         for session in self._sessions.by_address.values():
             session.heard_at += late_s
@@ -170,9 +170,9 @@ class Attendance:
                 session.held_until += late_s
 
     def set_stalled(self, session: Session, stalled: bool) -> None:
-        """Whether the worker's own loop runs, as everybody sees it."""
+        """Shows to everybody whether the worker's own loop runs."""
         session.stalled = stalled
-        self._sessions.joining.discard(session)  # whoever it is, nobody is to wait for it any longer
+        self._sessions.joining.discard(session)  # nobody need wait any longer for it to join
         self._counters["stalled"] += stalled
         if session.worker_id in self._registry.workers:
             self._registry.set_state(session.worker_id, session.state)
@@ -187,25 +187,25 @@ class Attendance:
         return hello_refusal(hello)
 
     def _named_by(self, hello: wire.Hello) -> Session | None:
-        """The session that the token names. By the token before only for who asks anew: one of two Hellos that were
-        read in the other order, from the connection that the worker has left, is not to take the session back there."""
+        """The session that the token names. The previous token counts only in a newer Hello: if two Hellos are read in
+        the wrong order, the one from the connection that the worker has left must not take the session back there."""
         old = self._sessions.by_token.get(hello.token)
         if old is not None and hello.token == old.token_before and hello.number < old.hello.number:
             return None
         return old
 
     def _keeps_rows(self, old: Session, peer: Peer, hello: wire.Hello) -> bool:
-        """Whether the rows of the session can stay as they are for the one that follows it."""
+        """True if the session's rows can stay as they are for its successor."""
         row = self._registry.workers.get(old.worker_id)
         if old.overflowed and old.address == peer.address:
-            return False  # it would go on waiting for what was never sent
+            return False  # it would wait for ever for the messages that were never sent
         if old.leaving or hello.observer or row is None:
             return not old.leaving and hello.observer and old.hello.observer
         same = (row.name, row.host, row.pid, row.metadata) == (hello.name, hello.host, hello.pid, hello.metadata)
         return same and self._registry.functions_digest(old.worker_id) == hello.functions
 
     def _renew(self, session: Session, hello: wire.Hello, now: float) -> Session:
-        """The same connection with a new stream: calls go on, the presence is heard anew."""
+        """Renews a session on its own connection with a new stream: calls go on, a new presence must be heard."""
         self._counters["renewals"] += 1
         self._answers.forget(session)
         self._sessions.rename(session, self._new_token(), hello.token)
@@ -232,7 +232,7 @@ class Attendance:
         return session
 
     def _take_over(self, old: Session, session: Session, now: float) -> None:
-        """The old session is retired, its rows stay. Its calls are failed once the new one stands in its place.
+        """Retires the old session; its rows stay. Its calls are failed once the new one has taken its place.
 
         A drain ends with its session: the worker asks again if it still wants to leave.
         """
@@ -256,7 +256,7 @@ class Attendance:
         self._outbox.append((session.address, welcome))
 
     def _join(self, session: Session, now: float) -> None:
-        """From now on no delta can miss this worker; what it lacks until here is sent over the ROUTER."""
+        """From now on no delta can miss this worker; the earlier ones that it lacks are sent over the ROUTER."""
         session.joined = True
         session.heard_at = now
         self._sessions.forget_token_before(session)
@@ -288,9 +288,9 @@ class Attendance:
                 assert_never(verdict)
 
     def _on_lost(self, session: Session, reason: str, now: float) -> None:
-        """Dead, unless we ourselves had slept: then its connections were cut, and it will be back.
+        """Ends the session, unless the broker itself slept: then its connections were cut, and it will be back.
 
-        What it asked stays open: if only its stream was cut, it is back on the same connection, and still waits for it.
+        The calls that it made stay open: if only its stream was cut, it returns on the same connection and still waits.
         """
         if now >= self._hold_until or session.held_until is not None or session.worker_id not in self._registry.workers:
             self.end(session, reason, now)

@@ -1,12 +1,12 @@
-"""Calls between acceptance and outcome: who is handed which, and when one goes to another provider.
+"""Calls between acceptance and outcome: hands them to providers, and to another one if necessary.
 
     caller --Call(n)--> broker: a Route is recorded, then  --Call(route number)--> provider
     provider --Result(route number)--> broker: the Route is found under that provider only --Result(n)--> caller
 
-Invariant: nothing waits in a queue that a routable provider with room may have. So a new call may go straight to a
-provider with room without overtaking an earlier one that would have gone there. The route's own invariants are in
-session.py; what its caller is told in the end, in outcomes.py. Who is here and who is alive is decided elsewhere, and
-told by `provider_gone`, `caller_gone`, `dispatch` (this provider may have room) and `review` (a function's providers
+Invariant: no call waits in a queue if a routable provider with room may have it. So a new call may go straight to a
+provider with room and does not overtake an earlier one that would have gone there. session.py has the route's own
+invariants; outcomes.py decides what its caller hears in the end. Other modules decide who is here and alive, and report
+it by `provider_gone`, `caller_gone`, `dispatch` (this provider may have room) and `review` (a function's providers
 changed).
 """
 
@@ -38,7 +38,7 @@ class Calls:
         self._outbox = outbox
         self._counters = counters
         self._numbers = 0
-        self._large_bytes = 0  # of large payloads in flight
+        self._large_bytes = 0  # bytes of large payloads in flight
         self._queues = Queues(registry, sessions)
         self._choice = Choice(registry, sessions)
         self._deadlines: Deadlines[Route] = Deadlines(alarm)
@@ -48,11 +48,11 @@ class Calls:
     # -- from callers --------------------------------------------------------------------------------------------------
 
     def accept(self, caller: Session, call: wire.Call, now: float) -> None:
-        """A caller's call: handed over, queued, or failed at once."""
+        """Takes a caller's call: hands it over, queues it, or fails it at once."""
         self._counters["calls"] += 1
         number = call.number
         if number in caller.open:
-            self._counters["unexpected"] += 1  # an answer could not be told from the first one's: no answer
+            self._counters["unexpected"] += 1  # no answer: it could not be told from that to the first call
             return
         if len(caller.open) >= OPEN_CALLS_MAX:
             text = f"{OPEN_CALLS_MAX} calls are open already, which is the limit"
@@ -74,24 +74,24 @@ class Calls:
         self._place(route, now)
 
     def cancel(self, caller: Session, number: int) -> None:
-        """The caller gave up: nobody waits for the outcome any more."""
+        """The caller gave up, so nobody waits for the outcome any more."""
         route = caller.open.pop(number, None)
         if route is not None:
             self._counters["calls_cancelled"] += 1
             self._outcomes.given_up(route)
 
     def answer(self, caller: Session, result: wire.Result) -> None:
-        """The broker itself has answered the call."""
+        """Sends the caller a result of the broker itself."""
         self._outcomes.answer(caller, result, "not_handed_over")
 
     def has_read(self, caller: Session, number: int) -> bool:
-        """The caller has the large result with this number in its hands; False when none of these was on its way."""
+        """The caller has read the large result with this number; False if there was none on its way."""
         return self._unread.acknowledge(caller, number)
 
     # -- from providers ------------------------------------------------------------------------------------------------
 
     def on_result(self, provider: Session, result: wire.Result, now: float) -> None:
-        """The handler's answer, passed on if its caller still waits."""
+        """The handler returned: passes the result on if the caller still waits."""
         route = self._finished(provider, result.number)
         if route is not None:
             self._outcomes.result(route, result)
@@ -99,7 +99,7 @@ class Calls:
             self.dispatch(provider, now)
 
     def on_failure(self, provider: Session, failure: wire.Failure, now: float) -> None:
-        """The handler raised, or the provider did not start it: then another one may."""
+        """The handler raised, or the provider did not start it: then another provider may."""
         route = self._finished(provider, failure.number)
         if route is not None:
             if failure.fate == "not_handed_over":
@@ -113,7 +113,7 @@ class Calls:
             self.dispatch(provider, now)
 
     def undelivered(self, provider: Session, call: wire.Call, now: float) -> None:
-        """The call never left: no handler can have seen it, and it goes elsewhere or waits for the provider's end."""
+        """The call never left, so no handler can have seen it: it goes elsewhere, or waits for the provider's end."""
         route = self._taken_back(provider, call.number)
         if route is not None and route.caller is not None:
             route.hand_overs -= 1
@@ -123,7 +123,7 @@ class Calls:
     # -- from the broker's core ----------------------------------------------------------------------------------------
 
     def provider_gone(self, provider: Session, now: float) -> None:
-        """What it had fails or, where that can do no harm, goes to another provider."""
+        """Fails the calls that the provider had, or gives them to another one if they are idempotent."""
         gone, provider.in_flight, provider.in_flight_bytes = list(provider.in_flight.values()), {}, 0
         self._large_bytes -= sum(route.size for route in gone if route.size > KEEP_BYTES_MAX)
         for route in gone:
@@ -131,14 +131,14 @@ class Calls:
                 self._outcomes.provider_lost(route, provider)
 
     def caller_gone(self, caller: Session) -> None:
-        """Nobody waits for what it asked."""
+        """Gives up the calls that the caller made."""
         self._unread.forget(caller)
         asked, caller.open = list(caller.open.values()), {}
         for route in asked:
             self._outcomes.given_up(route)
 
     def dispatch(self, provider: Session, now: float) -> None:
-        """The provider may have room: hands it what waits, in the order of arrival."""
+        """The provider may have room: hands it waiting calls, in the order of arrival."""
         while provider.waiting and provider.has_room and provider.routable:
             route = self._queues.first_for(provider, self._choice.may_have)
             if route is None:
@@ -150,7 +150,7 @@ class Calls:
             self._hand_over(route, self._registry.offered[provider.worker_id][route.function_id], now)
 
     def review(self, function_id: str, now: float) -> None:
-        """The function's providers changed: what waits goes to the new ones, or fails when there is none left."""
+        """The function's providers changed: waiting calls go to the new ones, or fail if no provider is left."""
         providers = self._registry.providers.get(function_id, ())
         if not providers:
             self._choice.forget(function_id)
@@ -165,7 +165,7 @@ class Calls:
                 self._outcomes.no_provider(route)
 
     def review_all(self, function_ids: list[str], now: float) -> None:
-        """As `review`, for all functions of a worker that left: mostly nothing waits for any of them."""
+        """Like `review`, for all functions of a worker that left: usually no call waits for any of them."""
         self._choice.forget_gone(function_ids)
         for function_id in self._queues.waited_for(function_ids):
             self.review(function_id, now)
@@ -174,18 +174,18 @@ class Calls:
         return self._deadlines.next()
 
     def tick(self, now: float) -> None:
-        """Fails what has expired."""
+        """Fails expired calls."""
         while (route := self._deadlines.pop_due(now)) is not None:
             self._outcomes.expired(route)
 
     def fail_all(self, text: str) -> None:
-        """The broker ends: everybody is told what became of their calls."""
+        """The broker shuts down: every open call fails with its fate."""
         for caller in list(self._sessions.values()):
             for route in list(caller.open.values()):
                 self._outcomes.fail(route, errors.BROKER_LOST, route.fate, text)
 
     def has_work_for(self, provider: Session) -> bool:
-        """Whether calls run there, or wait and can go nowhere else."""
+        """True if the provider runs calls, or if calls wait that only it may have."""
         return bool(provider.in_flight) or (
             bool(provider.waiting) and self._queues.first_for(provider, self._choice.may_have) is not None
         )
@@ -217,7 +217,7 @@ class Calls:
         call.number = route.number
         if offer.fence != call.fence:
             call.fence, call.header = offer.fence, None
-        if now > route.arrived_at:  # it waited: tell what is left of its time
+        if now > route.arrived_at:  # it waited, so its remaining time has changed
             call.remaining_ms, call.header = whole_ms(route.deadline - now), None
         route.provider = provider
         route.hand_overs += 1
@@ -233,19 +233,19 @@ class Calls:
         self._outbox.append((provider.address, call))
 
     def _reroute(self, route: Route, gone: Session, now: float) -> bool:
-        """Whether the call goes to another provider, now or from the queue."""
+        """Gives the call to another provider, now or from the queue; False if there is none."""
         route.tried = (*route.tried, gone.worker_id)
         offers = self._choice.offers(route) if route.call is not None else ()
         if not offers:
             return False
         assert route.call is not None
-        route.provider, route.call = None, replace(route.call)  # the other one may not have left the outbox yet
+        route.provider, route.call = None, replace(route.call)  # the first call may still be in the outbox
         self._counters["calls_rerouted"] += 1
         self._place_among(offers, route, now)
         return True
 
     def _finished(self, provider: Session, number: int) -> Route | None:
-        """The route that this provider answers, if anybody waits; counted if not, or if it was not handed it."""
+        """The route that this provider answers; None, and counted, if nobody waits or it did not have the call."""
         route = self._taken_back(provider, number)
         if route is None:
             self._counters["results_unmatched"] += 1
@@ -255,7 +255,7 @@ class Calls:
         return route
 
     def _taken_back(self, provider: Session, number: int) -> Route | None:
-        """The route that was handed to this provider, in flight no longer."""
+        """Removes and returns a route in flight at this provider, or None."""
         route = provider.in_flight.pop(number, None)
         if route is not None:
             provider.in_flight_bytes -= route.size

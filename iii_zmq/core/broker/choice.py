@@ -1,9 +1,9 @@
-"""Which provider gets a call. It changes nothing but where the round robin stands.
+"""Chooses the provider of a call. Changes nothing but the position of the round robin.
 
-offers(route)      who may be handed it, now or once they have room; nobody: the call fails at once
-choose(offers)     the best of them that has room now; nobody: the call waits
-may_have(...)      whether a call that waits may go to this provider now that it has room
-may_be_served(...) whether it makes sense to go on waiting
+offers(route)      the providers that may get it, now or once they have room; if there are none, the call fails at once
+choose(offers)     the best of them that has room now; if there is none, the call waits
+may_have(...)      True if a waiting call may go to this provider, which now has room
+may_be_served(...) True if it makes sense to go on waiting
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from ... import wire
 from .registry import Provider, Registry
 from .session import Route, Session
 
-_IDLE = (False, 0)  # the rank that nobody can beat: not stalled, no calls in flight
+_IDLE = (False, 0)  # the best possible rank: not stalled, no calls in flight
 
 
 class Choice:
-    """Least calls in flight, round robin among equals, stalled ones last; draining ones only for what waits already."""
+    """Fewest calls in flight first, in turns among equals, stalled ones last; draining ones only for waiting calls."""
 
     def __init__(self, registry: Registry, sessions: dict[str, Session]) -> None:
         self._registry = registry
         self._sessions = sessions  # worker id -> session
-        self._turns: dict[str, int] = {}  # function id -> where the round robin stands; until its last provider goes
+        self._turns: dict[str, int] = {}  # function id -> position of the round robin, until its last provider leaves
 
     def offers(self, route: Route) -> Sequence[Provider]:
-        """The providers that may be handed this call, now or once they have room."""
+        """The providers that may get this call, now or once they have room."""
         providers = self._registry.providers.get(route.function_id, ())
         if len(providers) == 1 and not route.target and not route.tried:
             return () if self._sessions[providers[0].worker_id].draining else providers
@@ -34,7 +34,7 @@ class Choice:
         if not able or not able[0].flags & wire.EXCLUSIVE:
             return able
         active = [one for one in able if one.active]
-        if active or route.target:  # nobody else will ever be handed a call that is aimed at a stand-by
+        if active or route.target:  # a call whose target is a stand-by will never go to anybody else
             return active
         heir_is_awaited = any(one.active and self._sessions[one.worker_id].draining for one in providers)
         return able if heir_is_awaited else ()
@@ -42,7 +42,7 @@ class Choice:
     def choose(self, function_id: str, offers: Sequence[Provider]) -> Provider | None:
         """The best of `offers` that has room now."""
         count = len(offers)
-        if count == 1:  # as it mostly is: what the rest would come to
+        if count == 1:  # the usual case, with the same result as below
             offer = offers[0]
             session = self._sessions[offer.worker_id]
             return offer if offer.active and session.has_room and session.routable else None
@@ -67,7 +67,7 @@ class Choice:
         return best
 
     def may_have(self, provider: Session, route: Route) -> bool:
-        """Whether this provider, which offers the function and is active in it, may be handed a call that waits."""
+        """True if this provider, an active one of the function, may be handed a waiting call."""
         if route.target and route.target != provider.worker_id:
             return False
         if provider.draining and not route.target and self._has_heirs(route):
@@ -75,18 +75,18 @@ class Choice:
         return provider.worker_id not in route.tried
 
     def may_be_served(self, route: Route) -> bool:
-        """Whether a provider is left that might be handed a call that waits."""
+        """True if a provider is left that might be handed a waiting call."""
         return any(
             one.worker_id not in route.tried and route.target in ("", one.worker_id)
             for one in self._registry.providers.get(route.function_id, ())
         )
 
     def forget(self, function_id: str) -> None:
-        """The function has no provider any more."""
+        """Forgets a function that has no provider any more."""
         self._turns.pop(function_id, None)
 
     def forget_gone(self, function_ids: list[str]) -> None:
-        """Those of these functions that have no provider any more."""
+        """Forgets those of these functions that have no provider any more."""
         turns, providers = self._turns, self._registry.providers
         if turns:
             for function_id in function_ids:
@@ -99,5 +99,5 @@ class Choice:
         return offer.worker_id not in route.tried and not self._sessions[offer.worker_id].draining
 
     def _has_heirs(self, route: Route) -> bool:
-        """Whether a worker that does not drain may be handed the call instead."""
+        """True if a worker that is not draining may be handed the call instead."""
         return any(self._is_able(one, route) for one in self._registry.providers[route.function_id])

@@ -1,15 +1,15 @@
-"""BrokerCore: one branch per message; everything else is straight leaves beside it.
+"""BrokerCore: one branch per message; the work is done in straight leaves beside it.
 
-receive(sender, message, now)   `sender` a routing id, or EVERYONE for what the stream's socket tells
-tick(now)                       what is due: verdicts, deadlines, parts of answers, the beacon
+receive(sender, message, now)   handles one message; `sender` is a routing id, or EVERYONE for the stream's socket
+tick(now)                       does what is due: verdicts, deadlines, parts of answers, the beacon
 next_deadline()                 when `tick` is next due
-take_outbox()                   what to send, in order; the deltas of this turn first
+take_outbox()                   messages to send, in order; the deltas of this turn come first
 
-attendance     who is here and who is alive          registrations  who offers what
+attendance     sessions and liveness                 registrations  the workers' functions
 stream         deltas and the beacon, for everybody
-calls          calls between acceptance and outcome  draining       who is about to leave
-answers        what replicas lack                    engine         `engine::`, answered right here
-refusing       what is no message of ours
+calls          calls between acceptance and outcome  draining       workers that are about to leave
+answers        sends what replicas lack              engine         answers `engine::` calls itself
+refusing       answers malformed messages
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BrokerCore:
         self._engine = Engine(self)
         self._started_at: float | None = None
         self._now = 0.0
-        self._due_at: float | None = None  # when the shell was to call at the latest
+        self._due_at: float | None = None  # the latest moment at which the shell should have called
 
     # -- the one interface ---------------------------------------------------------------------------------------------
 
@@ -108,11 +108,11 @@ class BrokerCore:
         self._due_at = max(now, self._alarm.at)
 
     def next_deadline(self) -> float:
-        """When `tick` is next due, or a little earlier; the beacon sees to it that there is always such a moment."""
+        """When `tick` is next due, or a little earlier; because of the beacon there is always such a moment."""
         return self._alarm.at
 
     def take_outbox(self) -> Outbox:
-        """What to send, in order. Deltas go first: what is acknowledged was published before, or soon is."""
+        """Messages to send, in order. Deltas go first, so that a change is published before its Ack, or soon after."""
         sent = [*self._stream.publish(self._now), *self._outbox]
         self._outbox.clear()
         return sent
@@ -123,13 +123,13 @@ class BrokerCore:
         return session is not None and wire.BUNDLES in session.hello.capabilities
 
     def take_news(self) -> list[str]:
-        """A line for the log for each worker that joined or left since this was last asked."""
+        """One line for the log for each worker that joined or left since the last call."""
         news = list(self.news)
         self.news.clear()
         return news
 
     def close(self, text: str = "the broker is closing") -> None:
-        """Fails all open calls with their fate and tells everyone. Nothing is accepted afterwards."""
+        """Fails all open calls with their fate and publishes Closing. Nothing is accepted afterwards."""
         self._attendance.closing = True
         self._stream.hurry()
         self._calls.fail_all(text)
@@ -144,7 +144,7 @@ class BrokerCore:
         return self._sessions.by_address.get(address)
 
     def status(self, now: float) -> dict[str, Any]:
-        """`status --json` of DESIGN: the broker at a glance."""
+        """The result of `engine::status`: the broker at a glance."""
         return {
             "version": self.settings.version,
             "epoch": self.registry.epoch,
@@ -161,7 +161,7 @@ class BrokerCore:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def _on_message(self, session: Session, message: wire.Message, now: float) -> None:
-        if isinstance(message, wire.Call):  # these two are most; compiled, a class is found faster so than in a match
+        if isinstance(message, wire.Call):  # the two most frequent: compiled, isinstance is faster than a match
             self._on_call(session, message, now)
             return
         if isinstance(message, wire.Result):
@@ -195,7 +195,7 @@ class BrokerCore:
             case (
                 wire.Welcome() | wire.Ack() | wire.Snapshot() | wire.Replay() | wire.Invite() | wire.Unknown()
                 | wire.Refuse() | wire.Probe() | wire.Closing() | wire.Deltas() | wire.Beacon()
-                | wire.Bundle()  # one inside another: the shell opens those that stand alone
+                | wire.Bundle()  # a bundle inside a bundle: the shell opens the outer one
             ):  # fmt: skip
                 self.counters["unexpected"] += 1
             case _:
@@ -215,7 +215,7 @@ class BrokerCore:
                 assert_never(event)
 
     def _on_stranger(self, peer: Peer, message: wire.Message, now: float) -> None:
-        """Anything but Hello from a connection without a session: it may be a worker that reconnected unawares."""
+        """Handles a message from a connection without a session: it may be a worker that reconnected unawares."""
         if isinstance(message, wire.Hello):
             self._attendance.on_hello(peer, message, now)
             return
@@ -246,7 +246,7 @@ class BrokerCore:
             self._outbox.append((session.address, answer))
 
     def _after_answer(self, session: Session, now: float) -> None:
-        """Who said Bye is gone with the last answer; who drains may have come to the end."""
+        """After the last answer a session that said Bye ends; a draining one may be done."""
         if session.leaving and not session.in_flight:
             self._attendance.end(session, "bye", now)
         elif session.draining:
@@ -265,7 +265,7 @@ class BrokerCore:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def _notice_pause(self, now: float) -> None:
-        """Whether our own turn is late by more than half the TTL: we slept, and so did everybody's connections."""
+        """Notices if our own turn is late by more than half the TTL: we slept, and so did everybody's connections."""
         if self._due_at is None:
             if self._started_at is None:
                 self._started_at = now

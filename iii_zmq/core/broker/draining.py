@@ -1,7 +1,7 @@
-"""Workers that are handed no new calls: when they have nothing left to do, and who takes over what they lead.
+"""Draining workers, which get no new calls: notices when they are done, and hands over their exclusive functions.
 
-An exclusive function is handed over when its last call here has ended, for as long as the session lasts: the stand-by
-may come after the Drain, and who drains may be promoted because nobody else was there.
+An exclusive function is handed over when its last call at the draining worker has ended. This goes on while the session
+lasts: a stand-by may come after the Drain, and a draining worker may be promoted if there is no other.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class Draining:
         self._sessions: dict[Session, None] = {}
 
     def begin(self, session: Session, number: int, now: float) -> None:
-        """Drain `number` was said: it is acknowledged when nothing runs here, nor waits for this worker alone."""
+        """The session sent Drain `number`. The Ack comes when no call runs there and none waits for it alone."""
         session.drain_number = number
         self._sessions[session] = None
         if session.worker_id not in self._registry.workers or session.draining:
             return
         session.draining = True
         self._registry.set_state(session.worker_id, session.state)
-        for function_id in list(session.waiting):  # those who drain already may be the only ones left to serve it
+        for function_id in list(session.waiting):  # perhaps only draining workers are left to serve it
             self._calls.review(function_id, now)
 
     def forget(self, session: Session) -> None:
-        """The session has ended, or gives up its rows."""
+        """Forgets a session that has ended or gives up its rows."""
         self._sessions.pop(session, None)
 
     def __bool__(self) -> bool:
-        """Whether anybody drains."""
+        """True if any session is draining."""
         return bool(self._sessions)
 
     def advance(self, now: float) -> None:
-        """Does what has become possible."""
+        """Hands over functions and sends Acks where that is possible now."""
         for session in list(self._sessions):
             self._hand_over(session, now)
             if session.drain_number is not None and not self._calls.has_work_for(session):

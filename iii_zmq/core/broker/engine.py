@@ -1,9 +1,9 @@
-"""What the broker itself answers under `engine::`: the registry as ordinary functions, and its own state.
+"""The functions that the broker itself answers, under `engine::`: the registry and the broker's own state.
 
 Each takes a map (or nil) and returns a map with the position. Lists come in pages: at most `limit` elements, and
-`next`: the `after` of the next page, or nil. A page examines at most `EXAMINED_MAX` rows and some `EXAMINED_BYTES_MAX`
-of what they hold, so a long search costs many short turns and not one long one, and no page is larger than a payload
-may be: a page may be empty and still have a `next`.
+`next`, which is the `after` of the next page, or nil. A page examines at most `EXAMINED_MAX` rows and about
+`EXAMINED_BYTES_MAX` of their content. So a long search costs many short turns and not one long one, and no page exceeds
+the limit of a payload; but a page may be empty and still have a `next`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .session import Session
 REQUEST_BYTES_MAX = 64 * 1024  # the only payloads that the broker unpacks
 PAGE_MAX = 1000
 EXAMINED_MAX = 2000
-EXAMINED_BYTES_MAX = 1024 * 1024  # entries, metadata and ids of one page, but for its last element
-PROVIDER_BYTES = 100  # about what one provider adds to a function
+EXAMINED_BYTES_MAX = 1024 * 1024  # bytes of entries, metadata and ids of one page, without its last element
+PROVIDER_BYTES = 100  # about the bytes that one provider adds to a function
 
 DESCRIPTIONS = {
     "engine::functions::list": "Functions by prefix, search, worker; in pages (after, limit); internal ones with all",
@@ -32,15 +32,15 @@ DESCRIPTIONS = {
 }
 
 _Looked = tuple[dict[str, Any] | None, int]
-"""The element if it matches, and how many bytes were looked at."""
+"""The element if it matches, and the number of bytes examined."""
 
 
 class NotFound(Exception):
-    """No such function or worker: becomes a Failure of this type at the caller."""
+    """No such function or worker; the caller gets a Failure of this type."""
 
 
 class Broker(Protocol):
-    """What status tells beyond the registry."""
+    """What `engine::status` shows beyond the registry."""
 
     registry: Registry
 
@@ -75,7 +75,7 @@ class Engine:
             return wire.Failure(call.number, errors.TOO_LARGE, "not_handed_over", "", text)
         try:
             return wire.Result(call.number, wire.pack(function(wire.unpack(call.payload), now)))
-        except (NotFound, ValueError, TypeError) as error:  # what these functions raise about a request
+        except (NotFound, ValueError, TypeError) as error:  # raised by these functions for a bad request
             text = str(error)[: wire.TEXT_CHARS_MAX]
             return wire.Failure(call.number, errors.HANDLER_FAILED, "executed", type(error).__name__, text)
 
@@ -168,7 +168,7 @@ class Engine:
 
 
 class _Query:
-    """What a list was asked for. Raises: TypeError, ValueError for a malformed request."""
+    """The request for a list. Raises: TypeError, ValueError if it is malformed."""
 
     def __init__(self, request: Any) -> None:
         if request is not None and type(request) is not dict:
@@ -194,7 +194,7 @@ class _Query:
         return name.startswith(self.prefix) and (not self.search or any(self.search in text.lower() for text in texts))
 
     def page(self, ids: list[str], look: Callable[[_Query, str], _Looked]) -> tuple[list[dict[str, Any]], str | None]:
-        """Those of these ids' elements that match, and the next cursor. The ids are the first after the present one."""
+        """The matching elements, and the next cursor. `ids` are the first ones after the current cursor."""
         found: list[dict[str, Any]] = []
         examined_bytes = 0
         end = min(EXAMINED_MAX, len(ids))

@@ -1,6 +1,6 @@
-"""What passes between a BrokerCore and its shell.
+"""Messages between a BrokerCore and its shell.
 
-Messages go both ways under an address. A Peer is what the transport knows of whoever is at that address. It is made for
+Messages go both ways under an address. A Peer is what the transport knows of the sender at that address. It is made for
 a connection without a session and stays with the session that its Hello opens, so a message within a session costs one
 look-up by address and nothing else.
 """
@@ -38,14 +38,14 @@ class Subscribed:
 
 @dataclass(slots=True)
 class Unsubscribed:
-    """A topic's last subscription is gone: told only after the ROUTER was read empty."""
+    """A topic's last subscription is gone; the shell reports it only after it has read the ROUTER empty."""
 
     topic: bytes
 
 
 @dataclass(slots=True)
 class Undelivered:
-    """This message could not be sent: the peer is gone (told after the ROUTER was read empty) or its queue is full."""
+    """This message could not be sent: the peer is gone (reported once the ROUTER is empty) or its queue is full."""
 
     message: wire.Message
     overflow: bool = False
@@ -53,7 +53,7 @@ class Undelivered:
 
 @dataclass(slots=True)
 class Malformed:
-    """The peer sent something that is no message. `heading` is what its prefix says, if it has one."""
+    """The peer sent bytes that are not a message. `heading` is the content of their prefix, if they have one."""
 
     text: str
     heading: wire.Heading | None = None
@@ -65,15 +65,15 @@ EVENTS = (Subscribed, Unsubscribed, Undelivered, Malformed)  # a tuple: isinstan
 
 @dataclass(slots=True)
 class Settings:
-    """What `serve` was told. Times in seconds."""
+    """The settings of `serve`. Times in seconds."""
 
     stream_url: str = "tcp://*:5571"
     heartbeat_s: float = 0.5
     ttl_s: float = 2.0
     version: str = "0"
-    sessions_max: int = 2**31  # what the system has descriptors for
-    gather_s: float = 0.0  # deltas that come sooner than this after the last ones were published wait for one another
-    wake_s: float = 0.0  # what a publication costs one worker: under a flood they come so seldom that all can follow
+    sessions_max: int = 2**31  # as many as the system has descriptors for
+    gather_s: float = 0.0  # deltas that come sooner than this after the last publication wait for each other
+    wake_s: float = 0.0  # a publication's cost for one worker: a flood is slowed down so that all can follow
 
 
 NewToken = Callable[[], bytes]

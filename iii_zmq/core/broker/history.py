@@ -1,6 +1,6 @@
-"""The latest deltas of the registry, packed as they were published, for those who resume and for the stream.
+"""The latest deltas of the registry, packed as published, for workers that resume and for the stream.
 
-Invariant: `_deltas` are the deltas up to the latest, without a hole, so that a seq alone says where one lies.
+Invariant: `_deltas` holds the deltas up to the latest without a hole, so that a seq alone locates each.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ HISTORY_BYTES_MAX = 64 * 1024 * 1024
 
 
 class History:
-    """Bounded by number and bytes: the oldest go."""
+    """Deltas, bounded in number and bytes: the oldest are dropped."""
 
     def __init__(self, deltas_max: int, bytes_max: int) -> None:
         self.seq = 0  # of the latest delta
-        self.bytes_ever = 0  # recorded; the difference of two moments is what replaying between them costs
+        self.bytes_ever = 0  # bytes ever recorded; the difference of two moments is the cost of a replay between them
         self._deltas: deque[bytes] = deque()
         self._deltas_max = deltas_max
         self._bytes = 0
@@ -25,7 +25,7 @@ class History:
         self._fresh: list[bytes] = []
 
     def record(self, delta: bytes) -> None:
-        """This one is the next."""
+        """Adds the next delta."""
         self.seq += 1
         self._fresh.append(delta)
         self._deltas.append(delta)
@@ -35,21 +35,21 @@ class History:
             self._bytes -= len(self._deltas.popleft())
 
     def holds(self, seq: int) -> bool:
-        """Whether `since(seq)` has an answer."""
+        """True if `since(seq)` has an answer."""
         return 0 <= self.seq - seq <= len(self._deltas)
 
     def since(self, seq: int) -> list[bytes] | None:
-        """The packed deltas after `seq`, oldest first, or None when they are no longer (or not yet) held."""
+        """The packed deltas after `seq`, oldest first, or None if they are no longer (or not yet) held."""
         if not self.holds(seq):
             return None
         return list(islice(self._deltas, len(self._deltas) - (self.seq - seq), None))
 
     @property
     def has_fresh(self) -> bool:
-        """Whether `take_fresh` has any."""
+        """True if `take_fresh` has any deltas."""
         return bool(self._fresh)
 
     def take_fresh(self) -> list[bytes]:
-        """The packed deltas since the last time this was asked, to be published in this order."""
+        """The packed deltas since the last call, to publish in this order."""
         fresh, self._fresh = self._fresh, []
         return fresh

@@ -1,13 +1,13 @@
-"""Who is alive: what follows from a lost presence, a failed send, a long silence.
+"""Judges who is alive, after a lost presence, a failed send or a long silence.
 
     joined --presence lost--> suspect --probe failed, or silent for one TTL, or no new presence for 5 s--> dead
     joined --send failed--> unreachable --presence lost too, or silent for one TTL--> dead
     joined --three heartbeats missed--> stalled (not dead while its connections live) --probe failed--> dead
     with rows, not joined yet --probe failed--> dead
-    any of the lost, while the broker itself had slept --> held for a while, then dead
+    lost in any of these ways while the broker itself slept --> held for a while, then dead
 
-A probe that goes out proves nothing: libzmq keeps a connection that fell silent while it was busy. So a suspect
-is probed again after 1, 2, 4 ... ms, and is dead at the latest when nothing was heard from it for one TTL.
+A probe that can be sent proves nothing: libzmq keeps a busy connection that falls silent. So a suspect session is
+probed again after 1, 2, 4 ... ms, and is dead at the latest when nothing has been heard from it for one TTL.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .session import Session
 from .sessions import Sessions
 
 PRESENCE_WAIT_S = 5.0  # from Hello to the presence subscription, and from a lost presence to a new one
-LATE_EACH_S = 0.01  # and so much later in joining may one be for each session that is here: a thousand may join at once
-LATE_MAX_S = 25.0  # however many
-HOLD_S = 2.0  # how long lost sessions keep their rows after the broker itself had slept
+LATE_EACH_S = 0.01  # additional time for joining, for each session that exists: a thousand may join at once
+LATE_MAX_S = 25.0  # the most additional time, however many sessions there are
+HOLD_S = 2.0  # how long lost sessions keep their rows after the broker itself slept
 PROBE_FIRST_S = 0.001
 PROBE_MAX_S = 0.25
-STALLED_AFTER = 3.5  # heartbeats: three were missed, and half a one of grace
+STALLED_AFTER = 3.5  # heartbeats: three missed ones, and half of one as grace
 
 Verdict = Literal["probe", "stalled", "died", "silent", "never_present"]
 
 
 class Liveness:
-    """When to look at which session again, and what to think of it then."""
+    """Decides when to look at a session again, and judges it then."""
 
     def __init__(self, settings: Settings, alarm: Alarm, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -41,26 +41,26 @@ class Liveness:
         self._checks: Deadlines[Session] = Deadlines(alarm)
 
     def watch(self, session: Session, now: float) -> None:
-        """Looks at the session at the right moments from now on."""
+        """From now on looks at the session at the right moments."""
         self._checks.set(session, self._next_check(session, now))
 
     def forget(self, session: Session) -> None:
         self._checks.cancel(session)
 
     def probe_now_and_then(self, session: Session, now: float) -> None:
-        """Its rows are there, but no presence yet whose loss would tell that it is gone."""
+        """Probes a session that has rows but no presence yet, whose loss would show that it is gone."""
         session.probe_wait_s = PROBE_MAX_S
         session.probe_at = now + PROBE_MAX_S
 
     def presence_lost(self, session: Session, now: float) -> None:
-        """Its stream connection is gone: the process died, or only that connection broke."""
+        """The session's stream connection is gone: its process died, or only that connection broke."""
         session.suspect_since = now
         session.probe_at = now
         session.probe_wait_s = PROBE_FIRST_S
         self._checks.set(session, now)
 
     def send_failed(self, session: Session, now: float) -> None:
-        """Its control connection is gone."""
+        """The session's control connection is gone."""
         session.reachable = False
         self._checks.set(session, now)
 
@@ -68,7 +68,7 @@ class Liveness:
         return self._checks.next()
 
     def pop_verdict(self, now: float) -> tuple[Session, Verdict] | None:
-        """The next session about which something is to be done now."""
+        """The next session that needs action now, with the verdict."""
         while (session := self._checks.pop_due(now)) is not None:
             verdict = self._judge(session, now)
             self._checks.set(session, self._next_check(session, now))
@@ -91,25 +91,25 @@ class Liveness:
         if session.leaving:
             return self._cause(session, now) if silent else None
         if session.stalled:
-            return "probe"  # its control connection may have gone unnoticed: nothing is sent to it
+            return "probe"  # nothing is sent to it, so its control connection may be gone without notice
         return "stalled" if now - session.heard_at >= self._stalled_after_s(session) else None
 
     def _presence_by(self, session: Session) -> float:
-        """When it is to be heard at the latest. Rows do not wait longer for who may be gone: it is probed, too."""
+        """The deadline for its presence. With rows there is no more time: it may be gone, and it is probed, too."""
         return session.presence_by + (self._late_s() if session.probe_at == math.inf else 0.0)
 
     def _stalled_after_s(self, session: Session) -> float:
-        """Who is still joining has much to do at once, and many who join keep all others busy. In a storm of joins, to
-        call many stalled and whole again makes more deltas for everybody, and them later still."""
+        """A joining worker has much to do at once, and many joining workers keep all others busy. In a storm of joins,
+        showing many as stalled and as ready again makes more deltas for everybody, and delays them even more."""
         joining = self._sessions.joining
         return self._stalled_s + (self._late_s() if session in joining else min(LATE_MAX_S, LATE_EACH_S * len(joining)))
 
     def _late_s(self) -> float:
-        """How much longer joining may take where so many are here."""
+        """The additional time for joining with this many sessions."""
         return min(LATE_MAX_S, LATE_EACH_S * len(self._sessions))
 
     def _is_long_suspect(self, session: Session, now: float) -> bool:
-        """It talks and takes probes, but has no stream: it would be passed over for ever without knowing why."""
+        """True if it talks and takes probes, but has had no stream for long: it would be passed over for ever."""
         return session.suspect_since is not None and now - session.suspect_since >= PRESENCE_WAIT_S
 
     def _probe(self, session: Session, now: float) -> Verdict | None:
@@ -120,7 +120,7 @@ class Liveness:
         return "probe"
 
     def _cause(self, session: Session, now: float) -> Verdict:
-        """Whoever was heard shortly before its presence went has died; whoever was not had fallen silent."""
+        """The verdict "died" if the session was heard shortly before its presence ended, else "silent"."""
         lost_at = session.suspect_since if session.suspect_since is not None else now
         return "silent" if lost_at - session.heard_at >= 0.6 * self._ttl_s else "died"
 
@@ -135,7 +135,7 @@ class Liveness:
         elif session.leaving or not session.reachable:
             at = silent_at
         elif session.stalled:
-            at = now + self._ttl_s  # a message from it ends that; meanwhile it is probed now and then
+            at = now + self._ttl_s  # a message from it ends this state; meanwhile it is probed now and then
         else:
             at = session.heard_at + self._stalled_after_s(session)
         return max(at, now + PROBE_FIRST_S)

@@ -1,7 +1,7 @@
-"""What callers are told, once for each call, and what is let go with it.
+"""Tells each caller the one outcome of its call, and releases what the call held.
 
-Invariant: telling ends it. A route that was told has no caller, no place in a queue, no deadline and no payload any
-more; at most its slot at a provider is still taken.
+Invariant: once its outcome is told, a route has no caller, no place in a queue, no deadline and no payload any more; at
+most its slot at a provider is still taken.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Outcomes:
             self.answer(caller, result, "possibly_executed")
 
     def answer(self, caller: Session, result: wire.Result, fate: Fate) -> None:
-        """The result goes to the caller, or, where too much waits for it already, a failure of this fate."""
+        """Sends the result to the caller, or a failure with this fate if too much already waits for it."""
         size = len(result.payload)
         if size <= wire.INLINE_BYTES_MAX or self._unread.note(caller, result.number, size):
             self._outbox.append((caller.address, result))
@@ -60,7 +60,7 @@ class Outcomes:
         self._outbox.append((caller.address, wire.Failure(result.number, errors.BUSY, fate, "", text)))
 
     def fail(self, route: Route, code: str, fate: Fate, text: str, type: str = "") -> None:
-        """There is no result. Who wants no answer is told only that nobody was handed the call."""
+        """Fails the call. A caller that wants no answer hears of it only if nobody was handed the call."""
         caller = self._settle(route)
         self._counters["failures"] += 1
         if not route.no_answer or fate == "not_handed_over":
@@ -68,7 +68,7 @@ class Outcomes:
             self._outbox.append((caller.address, failure))
 
     def refuse(self, caller: Session, number: int, code: str, text: str) -> None:
-        """The call was not even accepted."""
+        """Fails a call that was not even accepted."""
         self._counters["calls_busy" if code == errors.BUSY else "refused"] += 1
         self._outbox.append((caller.address, wire.Failure(number, code, "not_handed_over", "", text)))
 
@@ -78,7 +78,7 @@ class Outcomes:
         self.fail(route, errors.BUSY, route.fate, text)
 
     def no_provider(self, route: Route) -> None:
-        """Nobody is there to be handed it, or nobody else after the first was lost."""
+        """Fails a call for which there is no provider, or no other one after the first was lost."""
         code = errors.PROVIDER_LOST if route.hand_overs else errors.NO_PROVIDER
         self._counters[f"calls_{code}"] += 1
         function_id = route.function_id[: wire.FUNCTION_ID_CHARS_MAX]
@@ -100,14 +100,14 @@ class Outcomes:
         self.fail(route, errors.TIMEOUT, route.fate, f"no result of {route.function_id!r:.210} by the deadline")
 
     def given_up(self, route: Route) -> None:
-        """The caller is not there any more, and told nothing: what waits is forgotten, what runs is told."""
+        """The caller is gone or gave up and is told nothing: a waiting call is forgotten, a running one cancelled."""
         self._let_go(route)
         self._cancel_at_provider(route)
 
     # -- payloads ------------------------------------------------------------------------------------------------------
 
     def keep_payload_if_of_use(self, route: Route, size: int) -> None:
-        """A large payload is kept, while its call is in flight, only for a second try, and only so many of them."""
+        """Keeps a large payload while its call is in flight only if it may get a second try, and up to a limit."""
         if not route.idempotent:
             route.call, size = None, 0
         elif self._kept_bytes + size - route.kept_bytes > KEPT_BYTES_MAX:
@@ -119,7 +119,7 @@ class Outcomes:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _settle(self, route: Route) -> Session:
-        """The caller: it is told now, and never again."""
+        """Ends the route; returns its caller, which is told now and never again."""
         caller = route.caller
         assert caller is not None
         del caller.open[route.caller_number]
@@ -127,7 +127,7 @@ class Outcomes:
         return caller
 
     def _let_go(self, route: Route) -> None:
-        """Nobody waits for the outcome from here on."""
+        """Releases the route: from now on nobody waits for its outcome."""
         if route.queued_bytes:
             self._queues.remove(route)
         self._kept_bytes -= route.kept_bytes

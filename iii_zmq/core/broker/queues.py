@@ -1,6 +1,6 @@
-"""Calls that wait for room at a provider: one queue a function, in the order of arrival.
+"""Calls that wait for room at a provider: one queue per function, in the order of arrival.
 
-Invariants: a route is in a queue exactly while `queued_bytes` is not 0. While a function has a queue, it stands in the
+Invariants: a route is in a queue exactly while `queued_bytes` is not 0. While a function has a queue, it is in the
 `waiting` of exactly the sessions that offer it.
 """
 
@@ -14,16 +14,16 @@ from .session import KEEP_BYTES_MAX, QUEUE_MAX, QUEUED_BYTES_MAX, Route, Session
 
 
 class Queues:
-    """All that waits."""
+    """All waiting calls."""
 
     def __init__(self, registry: Registry, sessions: dict[str, Session]) -> None:
         self._registry = registry
         self._sessions = sessions
         self._queues: dict[str, deque[Route]] = {}
-        self._bytes = {False: 0, True: 0}  # what waits of small and of large calls: neither takes the other's room
+        self._bytes = {False: 0, True: 0}  # bytes of waiting small and large calls: neither takes the other's room
 
     def put(self, route: Route) -> bool:
-        """Lets the route wait, behind those that arrived before it; False when there is no room."""
+        """Queues the route, after those that arrived earlier; False if there is no room."""
         size = route.size
         queue = self._queues.get(route.function_id)
         if self._bytes[size > KEEP_BYTES_MAX] + size > QUEUED_BYTES_MAX or (
@@ -39,7 +39,7 @@ class Queues:
         return True
 
     def remove(self, route: Route) -> None:
-        """The route waits no longer."""
+        """Removes the route from its queue."""
         queue = self._queues[route.function_id]
         queue.remove(route)
         self._bytes[route.queued_bytes > KEEP_BYTES_MAX] -= route.queued_bytes
@@ -50,16 +50,16 @@ class Queues:
                 self._sessions[offer.worker_id].waiting.pop(route.function_id, None)
 
     def of(self, function_id: str) -> list[Route]:
-        """The routes that wait for this function, the earliest first."""
+        """The routes that wait for this function, earliest first."""
         return list(self._queues.get(function_id, ()))
 
     def waited_for(self, function_ids: list[str]) -> list[str]:
-        """Those of these functions that calls wait for."""
+        """Those of these functions for which calls wait."""
         queues = self._queues
         return [function_id for function_id in function_ids if function_id in queues] if queues else []
 
     def announce(self, function_id: str) -> None:
-        """The function has a queue: all who offer it now are to look there."""
+        """Makes all current providers of the function look at its queue."""
         for offer in self._registry.providers.get(function_id, ()):
             self._sessions[offer.worker_id].waiting[function_id] = None
 
@@ -76,7 +76,7 @@ class Queues:
         return first
 
     def _place_of(self, route: Route, queue: deque[Route]) -> int:
-        """Behind all that arrived earlier: a call that comes back from a provider goes before those that came later."""
+        """Its place by arrival: a call that comes back from a provider goes before those that arrived later."""
         place = len(queue)
         while place and queue[place - 1].number > route.number:
             place -= 1

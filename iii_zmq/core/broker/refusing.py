@@ -1,14 +1,14 @@
-"""What is no message of this protocol: counted, dropped, and told to a sender that means us and waits for an answer.
+"""Malformed messages: counts and drops them, and answers a sender that uses this protocol and waits for an answer.
 
-    no prefix of ours                           random bytes, another protocol: nothing is said
+    no prefix of this protocol                  random bytes, another protocol: no answer
     another version                             Refuse `version`, in the sender's own version: it reads no other
     an unknown kind                             Refuse `unknown_kind`
     Hello, Register, Unregister, Sync or Drain  Refuse `invalid`, with what is wrong
     Call                                        Failure `invalid`, `not_handed_over`
     anything else                               nobody waits for an answer
 
-Invariant: a Refuse is never answered, so no two programs can keep each other busy with refusals; and no connection is
-owed more than REFUSALS_MAX of them, so that one which sends garbage and never reads has nothing piled up for it.
+Invariant: a Refuse is never answered, so two programs can't keep each other busy with refusals. A connection gets at
+most REFUSALS_MAX of them, so that nothing piles up for one that sends garbage and never reads.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..counters import Counters
 from .events import Address, Malformed, Outbox
 from .sessions import Sessions
 
-REFUSALS_MAX = 16  # to one connection: who was told so often what is wrong is not told again
-REFUSED_PEERS_MAX = 10_000  # connections remembered for that, some 1.5 MB; the one refused first is forgotten
+REFUSALS_MAX = 16  # refusals to one connection; after that it gets no more
+REFUSED_PEERS_MAX = 10_000  # connections remembered for that, about 1.5 MB; the oldest is forgotten
 
 _WAIT_FOR_ANSWER = frozenset(
     wire.KIND[one] for one in (wire.Hello, wire.Register, wire.Unregister, wire.Sync, wire.Drain)
@@ -27,7 +27,7 @@ _WAIT_FOR_ANSWER = frozenset(
 
 
 class Refusing:
-    """Answers to what could not be decoded."""
+    """Answers to messages that could not be decoded."""
 
     def __init__(self, sessions: Sessions, outbox: Outbox, counters: Counters) -> None:
         self._sessions = sessions
@@ -36,7 +36,7 @@ class Refusing:
         self._told: dict[Address, int] = {}  # refusals by connection, at most REFUSED_PEERS_MAX
 
     def on_malformed(self, address: Address, malformed: Malformed) -> None:
-        """Counted in any case."""
+        """Counts the message, and answers it if its sender waits for an answer."""
         self._counters["malformed"] += 1
         heading = malformed.heading
         answer = None if heading is None else _answer(heading, malformed.text[: wire.TEXT_CHARS_MAX])
@@ -45,7 +45,7 @@ class Refusing:
             self._outbox.append((address, answer))
 
     def _is_open_call(self, address: Address, answer: wire.Refuse | wire.Failure) -> bool:
-        """A call that was accepted under the same number has its one outcome coming."""
+        """True if a call was accepted under the same number: its one outcome will come."""
         session = self._sessions.by_address.get(address)
         return isinstance(answer, wire.Failure) and session is not None and answer.number in session.open
 

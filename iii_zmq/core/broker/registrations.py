@@ -1,9 +1,9 @@
-"""What workers say of themselves and their functions: what is let in, and what becomes of Register and Unregister.
+"""Checks what workers say of themselves and their functions, and handles Register and Unregister.
 
-A batch is checked function by function, applied as one change, and acknowledged with its seq.
+Each function of a batch is checked; the batch is applied as one change and acknowledged with its seq.
 
-Order: the registry changes, the Ack is put out (behind the deltas of this turn), then what waits for the functions is
-looked at again.
+The order: the registry changes, the Ack goes into the outbox (behind the deltas of this turn), then calls that wait for
+these functions are reviewed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .events import Outbox
 from .registry import Registry
 from .session import Session
 
-FUNCTIONS_PER_WORKER_MAX = 150_000  # so that the list of their ids still fits into one payload
-CAPABILITIES_MAX = 64  # and characters in each: they are kept as long as the session
+FUNCTIONS_PER_WORKER_MAX = 150_000  # the list of their ids still fits into one payload
+CAPABILITIES_MAX = 64  # capabilities, and characters in each: they are kept as long as the session
 EPOCH_CHARS_MAX = 64
 DEPTH_MAX = 100  # maps and arrays inside each other; msgpack unpacks 1,023 levels, and lists put some around these
 
@@ -31,7 +31,7 @@ Refusal = tuple[str, str]
 
 
 class Registrations:
-    """What workers say of their functions."""
+    """Handles what workers register and unregister."""
 
     def __init__(self, registry: Registry, calls: Calls, outbox: Outbox, counters: Counters) -> None:
         self._registry = registry
@@ -40,13 +40,13 @@ class Registrations:
         self._counters = counters
 
     def on_register(self, session: Session, register: wire.Register, now: float) -> None:
-        """Offers what is fit to be offered; the rest is refused by name."""
+        """Registers the valid functions; refuses the others by name."""
         refusal = self._refusal(session, len(register.entries))
         if refusal is not None:
             self.refuse(session, register, *refusal)
             return
         refusals: list[wire.Refusal] = []
-        batch: dict[str, tuple[int, FunctionEntry, bytes]] = {}  # of two entries with one id the later one counts
+        batch: dict[str, tuple[int, FunctionEntry, bytes]] = {}  # of two entries with the same id the later one counts
         for index, data in enumerate(register.entries):
             entry = read_entry(data)
             if isinstance(entry, FunctionEntry):
@@ -60,7 +60,7 @@ class Registrations:
             self._calls.review(function_id, now)
 
     def on_unregister(self, session: Session, unregister: wire.Unregister, now: float) -> None:
-        """Withdraws what is offered; the rest is refused by name."""
+        """Unregisters the functions that are offered; refuses the others by name."""
         refusal = self._refusal(session, 0, len(unregister.function_ids))
         if refusal is not None:
             self.refuse(session, unregister, *refusal)
@@ -74,7 +74,7 @@ class Registrations:
             self._calls.review(function_id, now)
 
     def refuse(self, session: Session, message: wire.Message, code: str, text: str) -> None:
-        """The message is not done at all."""
+        """Refuses the whole message."""
         self._counters["refused"] += 1
         self._outbox.append((session.address, wire.Refuse(message.number, wire.KIND[type(message)], code, text)))
 
@@ -98,7 +98,7 @@ class Registrations:
 
 
 def hello_refusal(hello: wire.Hello) -> tuple[str, str] | None:
-    """(code, text) for a Hello that can't be accepted from anybody."""
+    """(code, text) for a Hello that must be refused whoever sends it, else None."""
     if not hello.name.isprintable() or not hello.name or not hello.host.isprintable():
         return errors.INVALID, "name and host must be printable, and the name not empty"
     if hello.credit < 1:
@@ -117,7 +117,7 @@ def hello_refusal(hello: wire.Hello) -> tuple[str, str] | None:
 
 
 def read_entry(data: bytes) -> FunctionEntry | tuple[str, str]:
-    """The entry, or (code, text) of why it is refused."""
+    """The entry, or (code, text) if it is refused."""
     if len(data) > wire.ENTRY_BYTES_MAX:
         return errors.TOO_LARGE, f"entry of {len(data)} bytes; at most {wire.ENTRY_BYTES_MAX}"
     try:
@@ -133,10 +133,10 @@ def read_entry(data: bytes) -> FunctionEntry | tuple[str, str]:
 
 
 def is_too_deep(data: bytes, values: list[Any]) -> bool:
-    """Whether one of `values`, which were unpacked from `data`, is nested deeper than DEPTH_MAX.
+    """True if one of `values`, which were unpacked from `data`, is nested deeper than DEPTH_MAX.
 
-    One such value would make every list that contains it unreadable for everybody. There are no more levels than bytes
-    that begin a map or an array: that settles nearly all cases at the speed of C.
+    One such value would make every list that contains it unreadable for everybody. There can't be more levels than
+    bytes that begin a map or an array: that check settles nearly all cases at the speed of C.
     """
     if len(data.translate(None, _NO_CONTAINERS)) <= DEPTH_MAX:
         return False

@@ -1,8 +1,8 @@
-"""The truth: who is here and who offers what, as numbered, atomic changes with a digest.
+"""The truth: all workers and their functions, as numbered, atomic changes with a digest.
 
 Invariant: `digest` is the sum of the hashes of exactly the rows in `_rows`, and delta `seq` leads from the content at
-`seq - 1` to the content at `seq`. Every public method that changes something makes one delta or, where nothing differs,
-none. It knows nothing of sessions, sockets or liveness: whoever calls decides who left and why.
+`seq - 1` to the content at `seq`. Every public method that changes something makes one delta, or none if nothing
+differs. It knows nothing of sessions, sockets or liveness: the caller decides who left and why.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ...wire import FunctionEntry, ProviderRow, RowKey, WorkerRow
 from .history import HISTORY_BYTES_MAX, HISTORY_MAX, History
 from .ordered import Ordered
 
-FUNCTIONS_MAX = 2_000_000  # provider rows in all: some 2 GB of memory
-CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # rows in all: entries near their own limit would need few rows to fill memory
-IMAGE_DELTAS_MAX = 1024  # a cached snapshot older than this many deltas is made anew,
-IMAGE_REPLAY_SHARE = 0.125  # and one for which the deltas since have more bytes than this share of the content
+FUNCTIONS_MAX = 2_000_000  # provider rows in all: about 2 GB of memory
+CONTENT_BYTES_MAX = 1024 * 1024 * 1024  # bytes of all rows: few entries near their own limit would fill the memory
+IMAGE_DELTAS_MAX = 1024  # a cached snapshot that is older than this many deltas is made again,
+IMAGE_REPLAY_SHARE = 0.125  # and so is one if the deltas since have more bytes than this share of the content
 
-_FITNESS = {wire.READY: 0, wire.STALLED: 1, wire.DRAINING: 2}  # to be promoted; the least comes first
+_FITNESS = {wire.READY: 0, wire.STALLED: 1, wire.DRAINING: 2}  # for promotion; the lowest comes first
 
 
 @dataclass(slots=True)
 class Provider:
-    """One worker's offer of one function, as routing needs it. `fence`: the seq of its promotion, if exclusive."""
+    """One worker's offer of one function, for routing. `fence` is the seq of its promotion if it is exclusive."""
 
     worker_id: str
     flags: int
@@ -36,25 +36,25 @@ class Provider:
 
 @dataclass(slots=True, frozen=True)
 class Image:
-    """The content at one position, to be sent as a snapshot: rows that were encoded once and are shared by all."""
+    """The content at one position, for a snapshot: its rows were encoded once and are shared by all."""
 
     seq: int
     digest: bytes
     rows: list[bytes]
-    recorded: int  # `history.bytes_ever` then
+    recorded: int  # `history.bytes_ever` at that position
 
 
 @dataclass(slots=True)
 class _Draft:
-    """What one change will do; applied by `Registry._commit`. A key is in `puts` or in `drops`, never in both."""
+    """A change in preparation; `Registry._commit` applies it. A key is in `puts` or in `drops`, never in both."""
 
     puts: dict[RowKey, bytes] = field(default_factory=dict)
     drops: dict[RowKey, None] = field(default_factory=dict)
-    leaver: str = ""  # the drops are all rows of this worker
+    leaver: str = ""  # if set, the drops are all rows of this worker
 
 
 class Registry:
-    """Content and numbered changes of one epoch."""
+    """The content and the numbered changes of one epoch."""
 
     def __init__(
         self, epoch: str, *, history_max: int = HISTORY_MAX, history_bytes_max: int = HISTORY_BYTES_MAX
@@ -66,7 +66,7 @@ class Registry:
         self.worker_ids = Ordered()  # the keys of `workers`
         self.function_ids = Ordered()  # the keys of `providers`
         self.offered: dict[str, dict[str, Provider]] = {}  # worker id -> function id -> its provider
-        self.leads: dict[str, dict[str, None]] = {}  # worker id -> exclusive functions in which it is the active one
+        self.leads: dict[str, dict[str, None]] = {}  # worker id -> exclusive functions in which it is active
         self.provider_rows = 0
         self._rows: dict[RowKey, bytes] = {}
         self._rows_bytes = 0
@@ -87,7 +87,7 @@ class Registry:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def join(self, row: WorkerRow) -> None:
-        """A worker is here. It must not be here already."""
+        """Adds a worker, which must not exist yet."""
         assert row.worker_id not in self.workers
         self.workers[row.worker_id] = row
         self.worker_ids.add(row.worker_id)
@@ -98,7 +98,7 @@ class Registry:
         self._commit("", draft)
 
     def leave(self, worker_id: str, reason: str) -> list[str]:
-        """The worker goes, with all it offered; stand-bys are promoted. Returns the ids of the functions it offered."""
+        """Removes the worker and its functions and promotes stand-bys; returns the ids of its functions."""
         del self.workers[worker_id]
         self.worker_ids.remove(worker_id)
         function_ids = list(self.offered.pop(worker_id))
@@ -115,7 +115,7 @@ class Registry:
         return function_ids
 
     def set_state(self, worker_id: str, state: str) -> None:
-        """The worker is ready, stalled or draining now."""
+        """Sets the worker's state: ready, stalled or draining."""
         row = self.workers[worker_id]
         if row.state == state:
             return
@@ -125,9 +125,9 @@ class Registry:
         self._commit("", draft)
 
     def register(self, worker_id: str, batch: Iterable[tuple[int, FunctionEntry, bytes]]) -> list[wire.Refusal]:
-        """Adds or changes what the worker offers, in one change. `batch` is (index, entry, the entry's bytes).
+        """Adds or changes functions of the worker, in one change. `batch` is (index, entry, the entry's bytes).
 
-        Returns what was refused: `conflict` when others offer the function with another `exclusive`, `limit`.
+        Returns the refusals: `conflict` if others offer the function with a different `exclusive`, or `limit`.
         """
         draft = _Draft()
         refusals = []
@@ -141,7 +141,7 @@ class Registry:
         return refusals
 
     def unregister(self, worker_id: str, function_ids: list[str]) -> list[wire.Refusal]:
-        """Removes what the worker offers, in one change. Returns what was refused: `not_registered`."""
+        """Removes functions of the worker, in one change. Returns the refusals: `not_registered`."""
         draft = _Draft()
         refusals = []
         for index, function_id in enumerate(function_ids):
@@ -155,9 +155,9 @@ class Registry:
         return refusals
 
     def hand_over(self, worker_id: str, function_ids: Iterable[str]) -> list[str]:
-        """The active provider of these exclusive functions steps back, in one change, where another can take over.
+        """Makes the active provider of these exclusive functions step back if another can take over, in one change.
 
-        Returns the ids of the functions that were handed over. Whoever drains takes nothing over.
+        Returns the ids of the functions that were handed over. A draining worker takes nothing over.
         """
         draft = _Draft()
         handed_over = []
@@ -177,7 +177,7 @@ class Registry:
     # -- what others read ----------------------------------------------------------------------------------------------
 
     def image(self) -> Image:
-        """A snapshot of now or of a little while ago: `history.since(image.seq)` is held and short."""
+        """A snapshot of the current content or a slightly older one: `history.since(image.seq)` is held and short."""
         cached = self._image
         if cached is None or self._is_outdated(cached):
             cached = self._image = Image(self.seq, self.digest, list(self._rows.values()), self.history.bytes_ever)
@@ -189,13 +189,13 @@ class Registry:
         return self._rows_bytes
 
     def functions_digest(self, worker_id: str) -> bytes:
-        """What a worker that still offers exactly its rows here puts into its Hello."""
+        """The digest in the Hello of a worker that still offers exactly its rows here."""
         return wire.functions_digest([provider.entry for provider in self.offered[worker_id].values()])
 
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _is_outdated(self, image: Image) -> bool:
-        """Whether replaying what came since would be the longer way; copying a small content costs next to nothing."""
+        """True if replaying the deltas since would take longer than a new copy; copying a small content is cheap."""
         replayed = self.history.bytes_ever - image.recorded
         too_many = self.seq - image.seq > IMAGE_DELTAS_MAX or not self.history.holds(image.seq)
         return too_many or replayed > self._rows_bytes * IMAGE_REPLAY_SHARE
@@ -223,7 +223,7 @@ class Registry:
             self.providers[entry.id].append(known)
             self.offered[worker_id][entry.id] = known
             self.provider_rows += 1
-        elif (known.flags ^ entry.flags) & wire.EXCLUSIVE:  # its only provider changed its mind
+        elif (known.flags ^ entry.flags) & wire.EXCLUSIVE:  # its only provider changes the bit
             known.active, known.fence = not entry.exclusive, 0
             self.leads[worker_id].pop(entry.id, None)
         known.flags, known.entry = entry.flags, data
@@ -233,7 +233,7 @@ class Registry:
             self._put(draft, entry.id, known)
 
     def _forget_functions(self, function_ids: list[str]) -> None:
-        """Functions whose only provider leaves: all at once, because they may be 100,000."""
+        """Forgets functions whose only provider leaves; all at once, since there may be 100,000."""
         for function_id in function_ids:
             del self.providers[function_id]
         self.function_ids.remove_all(function_ids)
@@ -259,7 +259,7 @@ class Registry:
         self._put(draft, function_id, heir)
 
     def _heir(self, stand_bys: list[Provider]) -> Provider:
-        """The first that is ready, else the first that is only stalled, else the first of all."""
+        """The first ready stand-by, else the first stalled one, else the first of all."""
         return min(stand_bys, key=lambda one: _FITNESS[self._state_of(one)])
 
     def _state_of(self, provider: Provider) -> str:
@@ -270,13 +270,13 @@ class Registry:
         draft.puts[key] = wire.encode_row(ProviderRow(*key, provider.active, provider.entry))
 
     def _commit(self, reason: str, draft: _Draft) -> None:
-        """Applies the draft as one delta; rows that would stay the same are no change."""
+        """Applies the draft as one delta; ignores rows that stay the same."""
         puts = {key: row for key, row in draft.puts.items() if self._rows.get(key) != row}
         if not puts and not draft.drops:
             return
         dropped = [self._rows.pop(key) for key in draft.drops]
         self._rows_bytes -= sum(map(len, dropped))
-        if draft.leaver:  # its share goes as a whole: none of its rows is hashed
+        if draft.leaver:  # its share is removed as a whole, so none of its rows is hashed
             self._total -= self._shares.pop(draft.leaver)
         else:
             for (worker_id, _), row in zip(draft.drops, dropped, strict=True):

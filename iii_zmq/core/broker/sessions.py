@@ -1,7 +1,7 @@
 """The table of sessions, by each of their four names.
 
-Invariants: every session stands in all four tables under its present names, or (ended) in none. While somebody is being
-replaced, the old one is out before the new one is in, so no name ever leads to two sessions.
+Invariants: a session is in all four tables under its current names, or (ended) in none. When a session replaces
+another, the old one is removed before the new one is added, so no name ever leads to two sessions.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ SESSIONS_MAX = 20_000
 
 
 class Sessions:
-    """Who is here."""
+    """All sessions."""
 
     def __init__(self) -> None:
         self.by_address: dict[Address, Session] = {}
         self.by_worker: dict[str, Session] = {}
         self.by_token: dict[bytes, Session] = {}
         self.by_presence: dict[bytes, Session] = {}
-        self.joining: set[Session] = set()  # no Heartbeat yet: their replicas may be loading
-        self._processes: Counter[tuple[str, int]] = Counter()  # (host, pid) -> how many sessions it has
+        self.joining: set[Session] = set()  # sessions without a Heartbeat yet: their replicas may be loading
+        self._processes: Counter[tuple[str, int]] = Counter()  # (host, pid) -> number of its sessions
 
     def __len__(self) -> int:
         return len(self.by_address)
 
     def is_full_for(self, address: Address, room: int) -> bool:
-        """Whether a session at this address would be one too many, where the system has room for so many."""
+        """True if a session at this address would exceed SESSIONS_MAX, or the `room` that the system has."""
         return len(self.by_address) >= min(SESSIONS_MAX, room) and address not in self.by_address
 
     def add(self, session: Session) -> None:
-        """The session is here, under its names."""
+        """Adds the session under its names."""
         if session.address not in self.by_address:
             session.process = (session.hello.host, session.hello.pid)
             self._processes[session.process] += 1
@@ -46,7 +46,7 @@ class Sessions:
         self.by_presence[session.presence] = session
 
     def remove(self, session: Session) -> None:
-        """The session has ended."""
+        """Removes a session, which has ended."""
         session.ended = True
         session.reachable = False
         self.joining.discard(session)
@@ -60,7 +60,7 @@ class Sessions:
         del self.by_presence[session.presence]
 
     def rename(self, session: Session, token: bytes, known_as: bytes) -> None:
-        """The session goes on under a fresh token; until its worker has heard of it, under the one that it said too."""
+        """Gives the session a fresh token; until its worker knows it, the one it used (`known_as`) is valid, too."""
         del self.by_token[session.token]
         del self.by_presence[session.presence]
         self.forget_token_before(session)
@@ -68,11 +68,11 @@ class Sessions:
         self.add(session)
 
     def has_any_of(self, process: tuple[str, int]) -> bool:
-        """Whether the process, (host, pid), has a session."""
+        """True if the process, (host, pid), has a session."""
         return process in self._processes
 
     def forget_token_before(self, session: Session) -> None:
-        """Its worker knows the present token."""
+        """Forgets the previous token: the worker knows the current one."""
         if session.token_before:
             del self.by_token[session.token_before]
             session.token_before = b""

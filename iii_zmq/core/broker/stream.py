@@ -1,9 +1,9 @@
-"""The registry's stream: when the fresh deltas are published, in how few messages, and the beacon while it is quiet.
+"""The registry's stream: decides when the fresh deltas are published, in few messages, and when the beacon is due.
 
-Each message wakes every worker there is, so under a flood of changes they are gathered for a moment: a few publications
-may follow each other at once; if the flood goes on, the moment is as long as it takes so many workers to read one.
+Each message wakes every worker, so in a flood of changes the deltas are gathered for a moment. A few publications may
+follow each other at once; if the flood goes on, the moment is as long as all workers take to read one.
 
-Invariant: a beacon never tells of a delta that was not published.
+Invariant: a beacon never covers a delta that is not yet published.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from .events import EVERYONE, Outbox, Settings
 from .registry import Registry
 from .sessions import Sessions
 
-PROMPT_IN_A_ROW = 5  # publications that follow each other at once, however many workers are to be woken
-DELTAS_BYTES_MAX = 1024 * 1024  # of one message on the stream; a single larger delta travels alone
+PROMPT_IN_A_ROW = 5  # publications that may follow each other at once, however many workers they wake
+DELTAS_BYTES_MAX = 1024 * 1024  # bytes of deltas in one stream message; a larger delta travels alone
 
 
 class Stream:
-    """What everybody hears, and when."""
+    """The deltas and beacons for everybody."""
 
     def __init__(self, registry: Registry, settings: Settings, sessions: Sessions, alarm: Alarm) -> None:
         self._registry = registry
         self._settings = settings
-        self._sessions = sessions  # each of them is woken
+        self._sessions = sessions  # each publication wakes all of them
         self._alarm = alarm
-        self._paid_until = -math.inf  # publications so far are paid for by then
-        self._publish_at = 0.0  # not before this
+        self._paid_until = -math.inf  # by then all workers have had time to read the publications so far
+        self._publish_at = 0.0  # no publication before this
         self.beacon_at = 0.0
 
     def gather(self, now: float) -> None:
-        """More changes will come in no time: all are to be told in one message."""
+        """More changes will follow in a moment: gathers them all for one message."""
         if self._publish_at <= now:
             self._publish_at = now + self._settings.gather_s
 
     def hurry(self) -> None:
-        """Nothing waits for company."""
+        """Makes the next publication leave at once."""
         self._publish_at = 0.0
 
     def pop_beacon(self, now: float) -> wire.Beacon | None:
-        """The beacon if it is due; what it tells of is published before it."""
+        """The beacon if it is due; the deltas that it covers are published before it."""
         if now < self.beacon_at:
             return None
         self._publish_at = now
@@ -50,7 +50,7 @@ class Stream:
         return wire.Beacon(0, self._registry.epoch, self._registry.seq, self._registry.digest)
 
     def publish(self, now: float) -> Outbox:
-        """The fresh deltas in one message, or in a few when they are many; or none, if they wait for more."""
+        """The fresh deltas in one message, or in a few if there are many; none if they wait for more."""
         history = self._registry.history
         if not history.has_fresh:
             return []
@@ -64,7 +64,7 @@ class Stream:
 
 
 def _batches(deltas: list[bytes]) -> list[list[bytes]]:
-    """At most DELTAS_BYTES_MAX in each, or one delta."""
+    """Batches of at most DELTAS_BYTES_MAX bytes each, or of one larger delta."""
     batches: list[list[bytes]] = [[]]
     size = 0
     for delta in deltas:
