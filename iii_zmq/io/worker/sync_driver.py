@@ -267,4 +267,4 @@ class Driver:
         self.guest.driven_at = _clock()
         if borrower is not None and not borrower.is_open:
             self.waiting.borrower = None
-            self.guest.settle()
+            self.guest.tell_hub()

@@ -111,7 +111,7 @@ class SyncGuest:
             return now + LOOK_S
         try:
             due_at = self.locked(self.turn)
-            if self.inline.is_here:
+            while not self.inline.is_idle and self.inline.is_here:
                 self.inline.serve()
                 due_at = self.locked(self.turn)
         except BaseException:
@@ -191,8 +191,12 @@ class SyncGuest:
         self.link.flush()
 
     def settle(self) -> None:
-        """Sends, and rings if the hub looks later than it has to, or would not be told of something."""
+        """Deals with what there is; what this thread leaves undone is the hub's."""
         self.deal()
+        self.tell_hub()
+
+    def tell_hub(self) -> None:
+        """Rings if the hub looks later than it has to, or would not be told of something."""
         due_at = self.core.next_deadline()
         is_late = due_at is not None and due_at < self._due_at
         is_unread = self.waiting.is_shared if self.is_lent else self.link.control_may_hold()
