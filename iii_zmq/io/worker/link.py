@@ -85,6 +85,28 @@ def context() -> zmq.Context[Socket]:
     return _contexts[pid]
 
 
+class Unread:
+    """Stream frames that were taken and not decoded yet: only who takes everything can tell when it is too much."""
+
+    def __init__(self) -> None:
+        self.frames: deque[bytes] = deque()  # at most STREAM_WAITING_MAX
+
+    def collect(self, sub: Edge) -> bool:
+        """Takes all that waits. False if that was too much: all is thrown away, to be asked for as a whole."""
+        frames = self.frames
+        while len(frames) < STREAM_WAITING_MAX:
+            frame = sub.recv()
+            if frame is None:
+                return True
+            frames.append(frame)
+            if not sub.may_hold():
+                return True
+        frames.clear()
+        while sub.recv() is not None:
+            pass
+        return False
+
+
 class Link:
     """DEALER, SUB and a monitor for each.
 
@@ -102,7 +124,7 @@ class Link:
         self._sub_monitor: Edge | None = None
         self.is_heavy = False  # the last message that was pumped is large: it is dealt with before the next is read
         self._backlog = False  # it held something before anybody waited: many at once are read
-        self._unread: deque[bytes] = deque()  # stream frames, at most STREAM_WAITING_MAX
+        self._unread = Unread()
         self._warned = False
         self._debug = False  # whether every message gets a line in the log: asked once a turn
         self._renew()
@@ -121,7 +143,7 @@ class Link:
     def may_hold(self) -> bool:
         """Whether a socket may hold something; to be asked before anybody waits for descriptors."""
         self._backlog = self._dealer is not None and self._dealer.may_hold()
-        return self._backlog or bool(self._unread) or self._edges.may_hold()
+        return self._backlog or bool(self._unread.frames) or self._edges.may_hold()
 
     def wait(self, wait_ms: int) -> bool:
         """Waits until there may be something to pump, at most so long."""
@@ -145,7 +167,7 @@ class Link:
             self._read_dealer(dealer, now, BURST_MAX if self._backlog else 1)
         if sub is not None and sub.is_told:
             self._collect_stream(sub, now)
-        if self._unread:
+        if self._unread.frames:
             self._read_stream(now)
         due = core.next_deadline()
         if due is not None and now >= due:
@@ -267,26 +289,11 @@ class Link:
             self._drop(second)
 
     def _collect_stream(self, sub: Edge, now: float) -> None:
-        """Takes everything that waits: only so can it be told when it is too much."""
-        unread = self._unread
-        while len(unread) < STREAM_WAITING_MAX:
-            frame = sub.recv()
-            if frame is None:
-                return
-            unread.append(frame)
-            if not sub.may_hold():
-                return
-        self._discard(sub, now)
-
-    def _discard(self, sub: Edge, now: float) -> None:
-        """We were away for long: what waits is thrown away, and asked for as a whole."""
-        self._unread.clear()
-        while sub.recv() is not None:
-            pass
-        self.core.overrun(now)
+        if not self._unread.collect(sub):
+            self.core.overrun(now)
 
     def _read_stream(self, now: float) -> None:
-        unread, receive, decode = self._unread, self.core.receive, self.core.shared.decode
+        unread, receive, decode = self._unread.frames, self.core.receive, self.core.shared.decode
         for _ in range(min(BURST_MAX, len(unread))):
             try:
                 message = decode(unread.popleft())
@@ -338,7 +345,7 @@ class Link:
         if is_stream:
             if self._sub is not None:
                 self._collect_stream(self._sub, now)
-            while self._unread:
+            while self._unread.frames:
                 self._read_stream(now)
         elif self._dealer is not None:
             while not self._read_dealer(self._dealer, now, BURST_MAX):
@@ -426,7 +433,7 @@ class Link:
     def _close_stream(self) -> None:
         sub, monitor = self._sub, self._sub_monitor
         self._sub = self._sub_monitor = None
-        self._unread.clear()
+        self._unread.frames.clear()
         self._renew()
         _close(sub, monitor)
 
