@@ -11,7 +11,7 @@ from iii_zmq import errors, wire
 from iii_zmq.core.counters import WORKER_COUNTERS
 from iii_zmq.core.worker import membership, sends
 from iii_zmq.core.worker import sync as following
-from iii_zmq.core.worker.core import OPENINGS_MAX, WorkerCore
+from iii_zmq.core.worker.core import WorkerCore
 from iii_zmq.core.worker.events import (
     BROKER,
     LINK,
@@ -44,6 +44,7 @@ from iii_zmq.core.worker.events import (
 from iii_zmq.core.worker.membership import Profile, resolve_stream_url
 from iii_zmq.core.worker.offers import first_refusal
 from iii_zmq.core.worker.outgoing import GRACE_S, SENDS
+from iii_zmq.core.worker.session import OPENINGS_MAX
 from tests.core.truth import Truth, offer, worker
 
 TOKEN = b"t" * 16

@@ -9,7 +9,7 @@
     any --> left (Bye was said) --> over
 
 Invariant: the broker takes registrations and calls only in `open`. Users see fewer states than these: `state`.
-WorkerCore, not this module, decides what a session means for calls, functions and the replica.
+Session, not this module, decides what a session means for calls, functions and the replica.
 """
 
 from __future__ import annotations
