@@ -228,6 +228,7 @@ def more(told: Told, count: int = 20) -> None:
 # -- exclusive ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_exclusive_function_has_one_active_provider_at_every_delta_whatever_happens(tmp_path: Path) -> None:
     """SIGKILL, drain, unregister, SIGSTOP beyond the TTL, and a pause of the broker, under steady calls."""
     log = tmp_path / "executions"

@@ -52,6 +52,7 @@ def test_who_speaks_another_protocol_is_counted(beside: Neighbour, url: str, nam
     beside.wait_for("strangers", before + 1)
 
 
+@pytest.mark.slow
 def test_half_a_handshake_is_cut_off(beside: Neighbour) -> None:
     before = beside.count("strangers")
     halves: list[socket.socket] = []

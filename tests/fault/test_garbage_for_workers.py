@@ -357,6 +357,7 @@ def test_a_worker_without_descriptors_is_an_error_and_later_joins() -> None:
     assert (done.code, done.out.split()) == (0, ["no"] * 5 + ["connected"])
 
 
+@pytest.mark.slow
 def test_a_worker_whose_descriptors_are_used_up_comes_back_once_there_are_some() -> None:
     code = (
         TIGHT

@@ -130,7 +130,11 @@ def test_a_flood_of_changes_starves_no_calls(broker: RunningBroker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "payload_bytes", "most"), [(1_000, 64, 1_000), (8, len(LARGE), 1)], ids=["small", "16-MiB"]
+    ("window", "payload_bytes", "most"),
+    [
+        pytest.param(1_000, 64, 1_000, id="small"),
+        pytest.param(8, len(LARGE), 1, id="16-MiB", marks=pytest.mark.slow),
+    ],
 )
 def test_a_flood_of_calls_delays_no_changes(broker: RunningBroker, window: int, payload_bytes: int, most: int) -> None:
     """A change waits behind at most so many calls: all that were on their way, or a single large one."""
@@ -160,6 +164,7 @@ LASTING = ("--ttl", "60")  # nobody is taken for dead, nor any connection cut, w
 LASTING_MS = 60_000
 
 
+@pytest.mark.slow
 def test_a_provider_that_does_not_read_makes_the_broker_hold_so_many_bytes_and_no_more() -> None:
     # 128 calls of 16 MiB, its credit, were all handed to libzmq.
     in_flight, queued, beyond = IN_FLIGHT_BYTES_MAX // len(LARGE) + 1, QUEUED_BYTES_MAX // len(LARGE), 4
@@ -189,6 +194,7 @@ def test_a_provider_that_does_not_read_makes_the_broker_hold_so_many_bytes_and_n
     assert grown_kib * 1024 < IN_FLIGHT_BYTES_MAX + QUEUED_BYTES_MAX + 4 * len(LARGE)
 
 
+@pytest.mark.slow
 def test_a_caller_that_does_not_read_makes_the_broker_hold_so_many_bytes_and_no_more() -> None:
     # 4,096 results, its open calls, were all handed to libzmq, whatever their size.
     unread, beyond = UNREAD_BYTES_MAX // len(LARGE), 4

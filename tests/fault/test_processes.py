@@ -866,6 +866,7 @@ UNDER_SIGNALS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serving", ["nobody serves", "a thread serves"])
 def test_signals_that_keep_coming_disturb_no_wait(url: str, serving: str) -> None:
     with Worker("provider", url) as provider:
@@ -944,6 +945,7 @@ def jumping(code: str) -> str:
     return textwrap.dedent(JUMPING_CLOCK) + textwrap.dedent(code)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_by_a_day_changes_nothing() -> None:
     """The wall clock of the broker's process and of a worker's, both ways; nobody leaves, no call's time changes."""
     with program(jumping(JUMPING_BROKER)) as broker:
@@ -977,6 +979,7 @@ def test_no_wall_clock_is_asked() -> None:
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_worker_whose_monotonic_clock_is_days_ahead_keeps_its_deadlines() -> None:
     """Two machines' clocks have nothing in common: only spans travel."""
     ahead = ("unshare", "--time", f"--monotonic={5 * DAY_S}", f"--boottime={5 * DAY_S}", "--fork", "--kill-child")
@@ -1046,6 +1049,7 @@ WARM = 100
 LEVEL_KIB = 6 * 1024  # broker and worker alike, whatever the number: see the test
 
 
+@pytest.mark.slow
 def test_workers_that_join_and_leave_leave_nothing_behind() -> None:
     """Descriptors to the last one; memory within a bound. By hand: III_TEST_JOINS=6000, -o faulthandler_timeout=900.
 

@@ -215,6 +215,7 @@ def comings(broker: RunningBroker) -> Iterator[Comings]:
         ]
 
 
+@pytest.mark.slow
 def test_half_open_connections_leave_the_registrations_as_they_are(
     broker: RunningBroker, watcher: Worker, proxies: Proxies, process: Victim, comings: Comings
 ) -> None:

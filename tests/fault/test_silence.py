@@ -149,6 +149,7 @@ JOIN = """
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_while_it_joined_does_not_say_that_there_is_no_broker(broker: RunningBroker) -> None:
     """It was away for longer than its connect_timeout, and so could not hear the broker, which was there."""
     broker.process.send_signal(signal.SIGSTOP)  # so that it can't be faster than the test
@@ -184,6 +185,7 @@ def test_a_broker_that_slept_for_longer_than_the_ttl_takes_all_rows_over_without
         assert watcher.counters("left_died", "left_silent", "left_replaced") == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["broker", "worker"])
 def test_a_worker_and_the_broker_both_stopped_are_whole_again(
     broker: RunningBroker, watcher: Watcher, first: str
@@ -208,7 +210,14 @@ def test_a_worker_and_the_broker_both_stopped_are_whole_again(
 # -- a link ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("up", "down"), [(True, True), (True, False), (False, True)], ids=["both", "up", "down"])
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        pytest.param(True, True, id="both"),
+        pytest.param(True, False, id="up", marks=pytest.mark.slow),
+        pytest.param(False, True, id="down", marks=pytest.mark.slow),
+    ],
+)
 def test_a_link_that_swallows_everything_is_noticed_at_both_ends(
     broker: RunningBroker, watcher: Watcher, up: bool, down: bool
 ) -> None:
@@ -233,6 +242,7 @@ def test_a_link_that_swallows_everything_is_noticed_at_both_ends(
         assert worker_id not in watcher.worker.workers
 
 
+@pytest.mark.slow
 def test_a_control_connection_that_swallows_everything_is_noticed_though_the_stream_lives() -> None:
     """With the default times, of which README.md tells. The worker's end notices within the TTL and one interval, and
     closes; a probe finds that out at the broker, within another TTL."""
@@ -257,6 +267,7 @@ def test_a_control_connection_that_swallows_everything_is_noticed_though_the_str
         check_whole(watcher, far)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 def test_a_network_that_drops_packets_is_noticed_at_both_ends() -> None:
     """Real silence: not even the kernels acknowledge. The watcher and a function to call are on the broker's side."""

@@ -114,6 +114,7 @@ def test_who_does_not_read_while_20000_changes_go_by_has_no_gap_and_no_neighbour
     assert median < ROUND_TRIPS_MAX * told("a round trip", pings)
 
 
+@pytest.mark.slow
 def test_who_missed_more_than_the_history_holds_gets_a_snapshot_and_is_told() -> None:
     with (
         running_broker() as broker,
@@ -129,6 +130,7 @@ def test_who_missed_more_than_the_history_holds_gets_a_snapshot_and_is_told() ->
     assert (seen["counters"]["snapshots"], seen["counters"]["syncs_overrun"] >= 1) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_reader_whose_queue_at_the_broker_is_full_loses_deltas_and_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     # 1. A peer reads so little that TCP pushes back, and its queue at the broker fills: libzmq drops what is too much,
     # without a word.  2. What it reads later has a hole.  3. It syncs, and gets exactly what it missed.

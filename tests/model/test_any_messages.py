@@ -305,5 +305,5 @@ class AnyMessages(RuleBasedStateMachine):
                 assert session.answer.unacknowledged <= wire.PARTS_OPEN_MAX
 
 
-TestAnyMessages = AnyMessages.TestCase
+TestAnyMessages = pytest.mark.slow(AnyMessages.TestCase)
 TestAnyMessages.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)

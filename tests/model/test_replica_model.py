@@ -11,6 +11,7 @@ import copy
 from dataclasses import replace
 from itertools import groupby
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -347,5 +348,5 @@ class ReplicaOnABadNetwork(RuleBasedStateMachine):
         assert at == self.replica.position
 
 
-TestReplicaOnABadNetwork = ReplicaOnABadNetwork.TestCase
+TestReplicaOnABadNetwork = pytest.mark.slow(ReplicaOnABadNetwork.TestCase)
 TestReplicaOnABadNetwork.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)

@@ -59,6 +59,14 @@ def test_the_level_of_the_tests_adds_to_what_is_there_and_includes_it(project: P
     assert project.calls() == ["venv", "pip .", "pip .[dev]"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "-m not slow"), (["--all"], ""), (["--all", "-x"], "-x"), (["tests/fault", "-k", "x"], "tests/fault -k x")],
+)
+def test_slow_tests_are_run_when_all_are_or_when_they_are_named(project: Project, words: list[str], told: str) -> None:
+    assert project.run(project.root / "bin" / "test", *words).stdout.split() == ["tested", *told.split()]
+
+
 @pytest.mark.parametrize("name", ["setup.cfg", "pyproject.toml"])
 def test_changed_dependencies_are_installed_into_what_is_there(project: Project, name: str) -> None:
     project.run()
@@ -233,6 +241,7 @@ def build_wheel(directory, settings=None, metadata=None):
 """
 
 
+@pytest.mark.slow
 def test_the_real_venv_and_pip_make_an_environment(project: Project) -> None:
     pytest.importorskip("ensurepip")
     shutil.rmtree(project.fakes)

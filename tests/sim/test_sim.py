@@ -11,16 +11,21 @@ from iii_zmq.core.broker import calls, queues, session, unread
 from tests.sim.faults import SLACK_S
 from tests.sim.run import Simulation
 
-SEEDS = range(1, 61)
-NEW_SEEDS = 10
+SEEDS, NEW_SEEDS = 60, 10
+QUICK_SEEDS, QUICK_NEW_SEEDS = 12, 3  # without the slow tests
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+def seeds(count: int, quick: int) -> list[object]:
+    """So many numbers, from 1 on, of which those beyond the quick ones are slow."""
+    return [*range(1, quick + 1), *(pytest.param(one, marks=pytest.mark.slow) for one in range(quick + 1, count + 1))]
+
+
+@pytest.mark.parametrize("seed", seeds(SEEDS, QUICK_SEEDS))
 def test_the_promises_hold(seed: int) -> None:
     Simulation(seed).run()
 
 
-@pytest.mark.parametrize("index", range(NEW_SEEDS))
+@pytest.mark.parametrize("index", seeds(NEW_SEEDS, QUICK_NEW_SEEDS))
 def test_the_promises_hold_in_a_life_nobody_has_seen(index: int) -> None:
     seed = SystemRandom().randrange(10**9)
     print(f"seed {seed}")
