@@ -299,7 +299,7 @@ def check_fences(told: Told, fences: dict[int, str], executions: list[dict[str, 
 # -- rolling deploys ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [0, 8])
+@pytest.mark.parametrize("threads", [pytest.param(0, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("code", [MEMBER, ASYNC_MEMBER], ids=["sync", "async"])
 def test_a_rolling_deploy_loses_no_call(tmp_path: Path, code: str, threads: int) -> None:
     """The next one starts before the one before it is told to end; whoever calls notices nothing of either.

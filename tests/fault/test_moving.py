@@ -69,7 +69,13 @@ def swallowing(*urls: str) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("is_silent", [False, True], ids=["where the old address refuses", "where it is silent"])
+@pytest.mark.parametrize(
+    "is_silent",
+    [
+        pytest.param(False, id="where the old address refuses"),
+        pytest.param(True, id="where it is silent", marks=pytest.mark.slow),
+    ],
+)
 def test_a_worker_follows_the_name_of_its_broker(hosts: Path, prefix: list[str], is_silent: bool) -> None:
     """libzmq alone tries a silent address as long as the system does, for minutes, and looks at the name only then."""
     old = free_url()

@@ -6,6 +6,7 @@ waits that somebody could have; and when all sessions have gone, every table is 
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -229,5 +230,5 @@ class CallsMachine(RuleBasedStateMachine):
         assert leftovers(self.host.core) == {}
 
 
-TestCalls = CallsMachine.TestCase
+TestCalls = pytest.mark.slow(CallsMachine.TestCase)
 TestCalls.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

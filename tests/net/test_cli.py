@@ -80,6 +80,7 @@ def test_functions_for_programs(url: str, provider: Worker) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "ids"),
     [
@@ -150,6 +151,7 @@ def test_calls_in_flight_are_shown(url: str, provider: Worker) -> None:
         stuck.cancel()
 
 
+@pytest.mark.slow
 def test_a_stalled_worker_stands_out() -> None:
     script = "from iii_zmq import Worker; w = Worker('sleepy'); w.register('s::s', print); w.run()"
     with (
@@ -169,6 +171,7 @@ def test_a_stalled_worker_stands_out() -> None:
         assert "1 died" in run("status", url=quick.url).out
 
 
+@pytest.mark.slow
 def test_info_is_one_element_of_the_lists(url: str, provider: Worker) -> None:
     functions = run("functions", "--all", "--json", url=url).json["functions"]
     (worker,) = run("workers", "--json", url=url).json["workers"]
@@ -310,6 +313,7 @@ def test_exit_5_when_all_are_busy(url: str) -> None:
     assert (done.error["error"], done.error["fate"]) == ("busy", "not_handed_over")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [["ping"], ["call", "a::b"], ["wait", "a::b"], ["watch"]])
 def test_exit_6_when_no_broker_answers(verb: list[str]) -> None:
     done = run(*verb, "--timeout", "0.3", "--url", NOBODY, "--json")
@@ -317,6 +321,7 @@ def test_exit_6_when_no_broker_answers(verb: list[str]) -> None:
     assert NOBODY in done.error["message"]
 
 
+@pytest.mark.slow
 def test_exit_6_when_the_broker_is_lost_during_a_call() -> None:
     script = "import time; from iii_zmq import Worker; w = Worker('w'); w.register('w::w', time.sleep); w.run()"
     with (
@@ -561,6 +566,7 @@ def test_exit_5_when_the_port_is_taken(broker: RunningBroker) -> None:
     assert broker.stream_url in _failed(done, 5)
 
 
+@pytest.mark.slow
 def test_an_ipc_path_is_served_by_one_broker(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/broker"
     with running_broker(url=address) as served:

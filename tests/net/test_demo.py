@@ -50,6 +50,7 @@ def test_the_demo_reads_well_through_a_pipe() -> None:
     assert [line for line in done.out.splitlines() if line != line.rstrip() or len(line) > 200] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_takes_its_children_with_it(number: signal.Signals) -> None:
     with running("demo") as demo:
@@ -63,6 +64,7 @@ def test_the_demo_takes_its_children_with_it(number: signal.Signals) -> None:
     assert [pid for pid in children if os.path.exists(f"/proc/{pid}")] == []
 
 
+@pytest.mark.slow
 def test_children_end_when_the_demo_is_killed() -> None:
     with running("demo") as demo:
         _read_until(demo.stdout, "   watcher (watch.py) joined")
@@ -74,6 +76,7 @@ def test_children_end_when_the_demo_is_killed() -> None:
             os.close(pidfd)
 
 
+@pytest.mark.slow
 def test_the_demo_fails_when_a_program_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

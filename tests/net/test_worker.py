@@ -806,6 +806,7 @@ def test_a_script_between_two_calls_is_not_stalled(make: Callable[..., Worker]) 
         assert not any("worker_changed" in state and "script" in state for state in states)
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_stopped_broker_makes_its_workers_stale_and_finds_them_again(make: Callable[..., Worker]) -> None:
     with running_broker(*QUICK) as broker, make("a", url=broker.url) as worker:
