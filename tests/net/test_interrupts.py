@@ -225,7 +225,9 @@ def test_an_interrupt_comes_out_as_itself_and_all_goes_on(url: str, life: str, u
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
     # What strikes while pyzmq lets go of a large payload's memory is reported on stderr, and lost: not ours to mend.
-    if len(told["swallowed"]) <= ended.stderr.count("Exception ignored in: 'zmq.backend.cython._zmq.Frame.__dealloc__'"):
+    if len(told["swallowed"]) <= ended.stderr.count(
+        "Exception ignored in: 'zmq.backend.cython._zmq.Frame.__dealloc__'"
+    ):
         told["swallowed"] = []
     assert told == {
         "wrong": [], "swallowed": [], "another thread waits": False, "state": "closed", "heard": life == "listening",

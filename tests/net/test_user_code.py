@@ -608,7 +608,9 @@ def threads_now() -> int:
 @pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_workers_that_start_at_once_need_few_threads(broker: RunningBroker, count: int) -> None:
     """Each had a thread that served it, though it slept where another one drove for all."""
-    workers = [Worker(f"w{number}", broker.url, threads=0, observer=True) for number in range(count)]
+    workers = [
+        Worker(f"w{number}", broker.url, threads=0, observer=True, connect_timeout=60.0) for number in range(count)
+    ]
     with ThreadPoolExecutor(8) as pool:
         try:
             list(pool.map(Worker.start, workers))

@@ -49,7 +49,6 @@ class Driver:
         self.callbacks = guest.callbacks
         self.waiting = guest.waiting
         self._core = core
-        self._inline = guest.inline
         self._hold_max = 1  # calls that are held for each other: as many as answers came together last
 
     @property
@@ -160,8 +159,8 @@ class Driver:
                 if wait_s <= 0:
                     break
                 heed()
-                if self._inline.is_here:
-                    self._inline.serve_nested(wait_s)
+                if self.guest.inline.is_here:
+                    self.guest.inline.serve_nested(wait_s)
                 else:
                     parked.wait(wait_s)
         finally:
@@ -175,7 +174,7 @@ class Driver:
             return
         guest.unusable = CLOSED
         guest.do(self._core.leave)
-        if results_s and not self._inline.is_here:
+        if results_s and not self.guest.inline.is_here:
             self.wait(lambda: not len(self._core.incoming), results_s)
             self.wait(lambda: self._core.has_left, LEFT_S)
         guest.locked(guest.end)
@@ -191,9 +190,9 @@ class Driver:
             if wait_s <= 0:
                 self.guest.do(lambda: self._core.tick(_clock()))  # ends what has expired
                 return
-            if self._inline.is_here:
-                self._inline.serve_nested(wait_s)
-            elif waiting.borrower is waiter and self._inline.is_idle:
+            if self.guest.inline.is_here:
+                self.guest.inline.serve_nested(wait_s)
+            elif waiting.borrower is waiter and self.guest.inline.is_idle:
                 self._step(wait_s)
             elif waiter in waiting.parked:
                 heed()
@@ -221,7 +220,7 @@ class Driver:
     def _lend(self, waiter: Waiter) -> None:
         """The thread of this waiter borrows the link if nobody else waits, or is parked."""
         waiting = self.waiting
-        is_free = waiting.borrower is None and not waiting.is_shared and self._inline.is_idle
+        is_free = waiting.borrower is None and not waiting.is_shared and self.guest.inline.is_idle
         if is_free and self._core.is_level:
             waiting.borrower = waiter
             self.guest.flush()
