@@ -315,6 +315,7 @@ def test_a_control_connection_of_which_nothing_comes_any_more_is_closed_at_the_b
     with zmq.Context() as context, sockets.router(context, 500) as router:
         url = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
         with program(IDLE, url) as worker:
+            assert router.poll(20_000)
             peer, _ = router.recv_multipart()
             time.sleep(0.3)  # a PING or two: what it said itself put an end to those before
             worker.signal(signal.SIGSTOP)
