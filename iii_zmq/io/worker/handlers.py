@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ... import wire
@@ -29,6 +30,7 @@ from .payloads import PACK_ERRORS, pack_value, running
 log = logging.getLogger("iii_zmq.worker")
 
 QUICK_S: Final = 0.0002  # a handler that takes less is quick
+HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
 PACE_KEPT: Final = 0.9  # of a slow run's time, at each run after it
 
 _clock: Final = time.monotonic
@@ -227,12 +229,27 @@ class Pool:
             self._runs.put(None)
 
     def _work(self) -> None:
-        while (run := self._runs.get()) is not None:
-            outcome = self._handlers.run_here(run, _clock())
-            self.done.append((run, outcome))
+        """Results of quick handlers that follow each other in one thread leave together, as those of Inline do."""
+        held_from = math.inf  # since then a result of this thread may wait
+        while True:
+            try:
+                run = self._runs.get(block=held_from == math.inf)
+            except Empty:
+                held_from = self._hand_back_now()
+                continue
+            began = _clock()
+            is_next_quick = run is not None and self._handlers.is_quick(run.function_id)
+            if held_from != math.inf and (began - held_from > HOLD_S or not is_next_quick):
+                held_from = self._hand_back_now()
+            if run is None:
+                return
+            self.done.append((run, self._handlers.run_here(run, began)))
+            ended = _clock()
+            self._handlers.note_pace(run.function_id, ended - began)
+            held_from = min(held_from, ended)
             with self._lock:
                 self._open -= 1
-            try:
-                self._hand_back()
-            except Exception:
-                log.exception("handing back the result of %s failed", run.function_id)
+
+    def _hand_back_now(self) -> float:
+        self._hand_back()
+        return math.inf

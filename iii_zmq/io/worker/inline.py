@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...core.worker.events import RunCall
-from .handlers import Handlers, hand_back
+from .handlers import HOLD_S, Handlers, hand_back
 
 if TYPE_CHECKING:
     from ...core.worker.core import WorkerCore
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .waits import Conversation
 
 NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
-HOLD_S: Final = 0.0002  # how long an answer that is ready waits for those of quick handlers
 LOOK_S: Final = 0.1  # between handlers the sockets are looked at this often, so that heartbeats go on
 
 _clock: Final = time.monotonic

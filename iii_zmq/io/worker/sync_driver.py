@@ -72,11 +72,13 @@ class Driver:
         def begin() -> None:
             slot.number = number = self._core.call(function_id, payload, timeout, _clock(), target)
             self.waiting.calls[number] = slot
-            self._lend(slot)
+            if self._lend(slot) and self.guest.talk.may_go_on():
+                self._converse()
 
         try:
             self.guest.locked(begin)
-            self._await(slot, until)
+            if slot.outcome is None:
+                self._await(slot, until)
         except BaseException:
             self.forget(slot)
             raise
@@ -217,15 +219,16 @@ class Driver:
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
-    def _lend(self, waiter: Waiter) -> None:
-        """The thread of this waiter borrows the link if nobody else waits, or is parked."""
+    def _lend(self, waiter: Waiter) -> bool:
+        """True if the thread of this waiter borrows the link, because nobody else waits; else it is parked."""
         waiting = self.waiting
         is_free = waiting.borrower is None and not waiting.is_shared and self.guest.inline.is_idle
         if is_free and self._core.is_level:
             waiting.borrower = waiter
             self.guest.flush()
-        else:
-            self._park(waiter)
+            return True
+        self._park(waiter)
+        return False
 
     def _park(self, waiter: Waiter) -> None:
         self.waiting.park(waiter)
@@ -247,7 +250,7 @@ class Driver:
             guest.hub.ring(guest)
 
     def _pump(self) -> None:
-        waiting, borrower = self.waiting, self.waiting.borrower
+        borrower = self.waiting.borrower
         if borrower is not None and not self._core.is_level:
             self._park(borrower)  # what comes may be for the replica
             return
@@ -255,15 +258,17 @@ class Driver:
         if self.guest.link.pump_control():
             self.guest.talk.heard(now)
         self.guest.deal()
-        self._after_step(waiting.borrower)
+        self._after_step()
 
     def _converse(self) -> None:
         self.guest.converse()
-        self._after_step(self.waiting.borrower)
+        self._after_step()
 
-    def _after_step(self, borrower: Waiter | None) -> None:
+    def _after_step(self) -> None:
         """A thread that gets what it waited for gives the link back."""
+        borrower = self.waiting.borrower
         self.guest.driven_at = _clock()
-        if borrower is not None and not borrower.is_open:
+        is_open = borrower.outcome is None if isinstance(borrower, Slot) else borrower is None or borrower.is_open
+        if not is_open:
             self.waiting.borrower = None
             self.guest.tell_hub()

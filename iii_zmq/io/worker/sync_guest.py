@@ -57,7 +57,7 @@ class SyncGuest:
         self.inline = Inline(handlers, self)
         self._pool = Pool(f"iii-{core.profile.name}", threads, handlers, self._hand_back) if threads else None
         self._on: dict[type[Any], Callable[[Any], None]] = {
-            CallEnded: self._on_call_ended, RunCall: self._on_run, CancelCall: self._on_cancel, **self.stay.on,
+            RunCall: self._on_run, CancelCall: self._on_cancel, **self.stay.on,
         }  # fmt: skip
 
     # -- for any thread ------------------------------------------------------------------------------------------------
@@ -179,7 +179,10 @@ class SyncGuest:
         events = core.take_events()
         while events:
             for event in events:
-                on[type(event)](event)
+                if isinstance(event, CallEnded):  # most are; compiled, a class is found faster so than in a table
+                    self.waiting.end_call(event.number, event.outcome)
+                else:
+                    on[type(event)](event)
             events = core.take_events()
         self.flush()
         if self.waiting.conditions:
@@ -202,9 +205,6 @@ class SyncGuest:
         is_unread = self.waiting.is_shared if self.is_lent else self.link.control_may_hold()
         if (is_late or is_unread or self._seen != self.link.generation) and not self.ended and not self.hub.is_here:
             self.hub.ring(self)
-
-    def _on_call_ended(self, event: CallEnded) -> None:
-        self.waiting.end_call(event.number, event.outcome)
 
     def _on_run(self, run: RunCall) -> None:
         if self._pool is not None:

@@ -126,8 +126,11 @@ class Waiting:
         waiter = self.calls.pop(number, None)
         if waiter is None:
             return
-        waiter.end(outcome)
-        if waiter in self.parked:
+        if isinstance(waiter, Slot):
+            waiter.outcome = outcome
+        else:
+            waiter.end(outcome)
+        if self.parked and waiter in self.parked:
             self.parked[waiter].wake()
         elif waiter is self.borrower and self.bell.is_awaited:
             self.bell.ring()
