@@ -17,7 +17,7 @@ from iii_zmq import AsyncWorker, Busy, Worker, wire
 from iii_zmq.core.worker import sends
 from iii_zmq.core.worker.changes import Change
 from iii_zmq.core.worker.outgoing import OPEN_CALLS_MAX
-from iii_zmq.io.worker import coroutines, handlers, listeners, payloads
+from iii_zmq.io.worker import coroutines, listeners, payloads, sync_guest
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
@@ -89,7 +89,7 @@ def test_inline_handlers_that_wait_inside_each_other_are_limited(
     broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each runs on the stack of the one before it: without a limit the stack would end the process.
-    monkeypatch.setattr(handlers, "NESTING_MAX", 4)
+    monkeypatch.setattr(sync_guest, "NESTING_MAX", 4)
     depth = deepest = 0
 
     def call_again(left: int) -> int:

@@ -37,6 +37,7 @@ FORKED: Final = "the worker belongs to the parent process: make a new one after 
 _HAS_EPOLL: Final = hasattr(select, "epoll")
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT if _HAS_EPOLL else select.POLLIN
 _clock: Final = time.monotonic
+_ident: Final = threading.get_ident
 
 
 class Watched(Protocol):
@@ -131,13 +132,13 @@ class Hub:
         self._new_entry = count().__next__  # no two entries are equal, so places are never compared
         self._poll = select.epoll() if _HAS_EPOLL else select.poll()
         self._poll.register(self._bell.fd, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._ident = 0  # of the thread
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def is_here(self) -> bool:
         """True in the hub's own thread."""
-        return threading.get_ident() == self._thread.ident
+        return _ident() == self._ident
 
     def ring(self, guest: Guest) -> None:
         """Gives the guest a turn soon; a guest that is not here yet moves in. From any thread."""
@@ -148,6 +149,7 @@ class Hub:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._ident = _ident()
         born_in, is_over = forks.count, False
         while not is_over:
             self._note(self._poll.poll(self._wait()))

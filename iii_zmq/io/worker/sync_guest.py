@@ -2,7 +2,7 @@
 
 Any thread may do a short job on core and link (`do`): under the lock, never waiting there, and telling the hub if
 something is left unread, because a libzmq descriptor tells of news only once. User code never runs under the lock or in
-the shared hub: handlers run in the pool or inline in a hub of the worker's own, callbacks in the callback threads.
+the shared hub: handlers run in the pool or inline in a hub of the worker's own (Inline), callbacks in their threads.
 
 When an exception of a signal handler cuts a job short, nobody knows what of it was done: the session is given up for
 lost and made anew, so that all who wait are told the truth (`_mend`). The replica is safe: only the hub touches it.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -21,15 +22,17 @@ from ...core.worker.core import WorkerCore
 from ...core.worker.events import CallEnded, CancelCall, RunCall
 from . import hub
 from .callbacks import CallbackQueue
-from .handlers import Handlers, Pool, hand_back
+from .handlers import HOLD_S, Handlers, Outcome, Pool, hand_back
 from .hub import LOOK_S, Hub
-from .inline import Inline
 from .lifecycle import CLOSED, Stay
 from .link import Link
 from .listeners import Listeners
 from .waits import Conversation, Exclusive, Waiting
 
 log = logging.getLogger("iii_zmq.worker")
+
+NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
+PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often, so that heartbeats go on
 
 _T = TypeVar("_T")
 _clock: Final = time.monotonic
@@ -248,3 +251,90 @@ class SyncGuest:
             self._pool.close()
         self.hub.ring(self)
         hub.ended(self)
+
+
+class Inline:
+    """The inline handlers of a worker with `threads=0`. They run in the thread of the worker's own hub.
+
+    A handler that calls drives the link while it waits, and may so come to run another one inside: up to NESTING_MAX,
+    beyond which calls wait until an outer one has ended. Answers that are ready within HOLD_S leave together. None
+    waits for a handler that may take long: one that is not known to be quick begins only when what is ready has left.
+    """
+
+    def __init__(self, handlers: Handlers, guest: SyncGuest) -> None:
+        self._handlers = handlers
+        self._guest = guest
+        self._waiting: deque[RunCall] = deque()  # bounded by the worker's credit
+        self._done: deque[tuple[RunCall, Outcome]] = deque()  # to be handed back and sent
+        self._ready_at = 0.0  # since then the first of them is ready
+        self._looked_at = 0.0
+        self.depth = 0
+        self.has_own_hub = False  # from the first inline call on
+
+    def put(self, run: RunCall) -> None:
+        self._waiting.append(run)
+
+    @property
+    def is_idle(self) -> bool:
+        """No handler runs, and no call waits: other threads may borrow the link."""
+        return not self.depth and not self._waiting
+
+    @property
+    def is_here(self) -> bool:
+        """This is the thread that runs the handlers: while it waits, nobody else drives."""
+        return self.has_own_hub and self._guest.is_here
+
+    def serve(self) -> None:
+        """Runs what waits, and goes on for as long as a conversation does."""
+        guest = self._guest
+        self._looked_at = _clock()
+        self._run_all()
+        while guest.talk.may_go_on() and guest.is_here:
+            guest.locked(self._converse)
+            self._run_all()
+        if self._done:
+            guest.locked(self._send)
+
+    def serve_nested(self, wait_s: float) -> None:
+        """While a handler waits: what the hub would do, and other handlers inside it."""
+        guest = self._guest
+        wait_ms = guest.locked(guest.link.wait_ms)
+        if wait_ms:
+            guest.link.wait(min(wait_ms, int(wait_s * 1000) + 1))
+        guest.locked(guest.pump)
+        self._run_all()
+        if self._done:
+            guest.locked(self._send)
+
+    def _run_all(self) -> None:
+        while self._waiting and self.depth < NESTING_MAX:
+            self._run(self._waiting.popleft())
+
+    def _run(self, run: RunCall) -> None:
+        guest, handlers, began = self._guest, self._handlers, _clock()
+        if self._done and (began - self._ready_at > HOLD_S or not handlers.is_quick(run.function_id)):
+            guest.locked(self._send)
+        self.depth += 1
+        try:
+            outcome = handlers.run_here(run, began)
+        finally:
+            self.depth -= 1
+        ended = _clock()
+        if not self._done:
+            self._ready_at = ended
+        self._done.append((run, outcome))
+        handlers.note_pace(run.function_id, ended - began)
+        if ended - self._looked_at > PUMP_S:
+            self._looked_at = ended
+            guest.locked(guest.pump)
+
+    def _converse(self) -> None:
+        if self._done:
+            self._send()
+        self._guest.converse()
+
+    def _send(self) -> None:
+        done, incoming = self._done, self._guest.core.incoming
+        while done:
+            hand_back(incoming, *done.popleft())
+        self._guest.flush()
