@@ -68,16 +68,16 @@ class WorkerCore:
         self.counters = new_counters()
         self.shared = shared or Shared()
         self.replica = Replica(is_watched=is_watched, shared=self.shared)
-        self._outbox: Outbox = []
-        self._events: Events = []
+        self.outbox: Outbox = []  # taken by `take_outbox`; a shell may look whether there is anything
+        self.events: Events = []
         self._new_number = count(1).__next__
-        self.membership = Membership(profile, self._outbox, self._events, self.counters, random)
-        self.outgoing = Outgoing(self._outbox, self._events, self.counters, patience_s)
-        self.incoming = Incoming(self._outbox, self._events, self.counters)
-        self.offers = Offers(self._outbox, self._events, self._new_number)
-        self.following = Following(self.replica, self._outbox, self.counters, self._new_number)
+        self.membership = Membership(profile, self.outbox, self.events, self.counters, random)
+        self.outgoing = Outgoing(self.outbox, self.events, self.counters, patience_s)
+        self.incoming = Incoming(self.outbox, self.events, self.counters)
+        self.offers = Offers(self.outbox, self.events, self._new_number)
+        self.following = Following(self.replica, self.outbox, self.counters, self._new_number)
         self._session = Session(
-            profile, self._outbox, self._events, self.counters, self._new_number, self.membership, self.outgoing,
+            profile, self.outbox, self.events, self.counters, self._new_number, self.membership, self.outgoing,
             self.incoming, self.offers, self.following,
         )  # fmt: skip
 
@@ -137,20 +137,20 @@ class WorkerCore:
 
     def take_outbox(self) -> Outbox:
         """Messages to send and orders to carry out, in order."""
-        outbox = self._outbox[:]
-        self._outbox.clear()
+        outbox = self.outbox[:]
+        self.outbox.clear()
         return outbox
 
     def take_events(self) -> Events:
         """What the facade must know or do, in order."""
-        events = self._events[:]
-        self._events.clear()
+        events = self.events[:]
+        self.events.clear()
         return events
 
     @property
     def is_level(self) -> bool:
         """In a session, and the replica waits for no answer: what comes by the control socket is about calls."""
-        return self.membership.phase == OPEN and self.following.level
+        return self.membership.phase == OPEN and self.following.awaited is None
 
     @property
     def progress(self) -> tuple[int, int, int]:
@@ -196,7 +196,7 @@ class WorkerCore:
         if self.membership.phase in (LEFT, OVER):
             return
         if self.membership.linked:
-            self._outbox.append((BROKER, wire.Bye(self._new_number())))
+            self.outbox.append((BROKER, wire.Bye(self._new_number())))
         self._session.pause()
         self.outgoing.close()
         self.membership.leave()
@@ -274,7 +274,7 @@ class WorkerCore:
             self.counters["malformed"] += 1
         else:
             if changes or self.replica.position != before:
-                self._events.append(Changes(changes))
+                self.events.append(Changes(changes))
         self._follow(now)
 
     def overrun(self, now: float) -> None:
@@ -316,4 +316,4 @@ class WorkerCore:
     def _beat(self, lag_ms: int | None) -> None:
         if lag_ms is not None:
             epoch, seq = self.replica.position
-            self._outbox.append((BROKER, wire.Heartbeat(self._new_number(), epoch, seq, len(self.incoming), lag_ms)))
+            self.outbox.append((BROKER, wire.Heartbeat(self._new_number(), epoch, seq, len(self.incoming), lag_ms)))

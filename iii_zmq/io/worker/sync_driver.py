@@ -143,6 +143,7 @@ class Driver:
             if self.waiting.borrower is future:
                 self.waiting.borrower = None
             self.waiting.parked.pop(future, None)
+        self.guest.asked_at = _clock()
         self._hold_max = min(open_before - len(self.waiting.calls), self.guest.link.portion())
 
     def wait(self, is_true: Callable[[], bool], timeout: float | None = None) -> bool:

@@ -31,6 +31,7 @@ from .waits import Conversation, Exclusive, Waiting
 
 log = logging.getLogger("iii_zmq.worker")
 
+ASKED_S: Final = 0.05  # a thread that asked a future for its result soon asks the next one, and drives by itself
 NESTING_MAX = 16  # inline handlers that wait for calls of their own, one inside the other
 PUMP_S: Final = 0.1  # between inline handlers the sockets are looked at this often, so that heartbeats go on
 
@@ -53,6 +54,7 @@ class SyncGuest:
         self.unusable: str | None = None  # why nothing can be asked any more
         self.is_lent = False  # the hub looks again by itself, and does not watch the control socket
         self.driven_at = 0.0  # when a borrower last drove
+        self.asked_at = -ASKED_S  # when a thread last drove for the result of a future
         self.held = 0  # calls that were not sent yet
         self._exclusive = Exclusive(self._mend)
         self._due_at = 0.0  # when the hub looks next without being told
@@ -133,7 +135,10 @@ class SyncGuest:
         due_at = self.core.next_deadline()
         if due_at is not None and due_at <= now:
             return False
-        return now - self.driven_at < LOOK_S or (bool(told) and self.waiting.borrower is not None)
+        if now - self.driven_at < LOOK_S:
+            return True
+        is_asked = self.waiting.borrower is not None or (self.waiting.calls and now - self.asked_at < ASKED_S)
+        return bool(told and is_asked)
 
     def forked(self) -> None:
         """In the child: link, lock and threads are the parent's."""
@@ -179,15 +184,14 @@ class SyncGuest:
     def deal(self) -> None:
         """Deals with what the core tells, and sends what follows."""
         core, on = self.core, self._on
-        events = core.take_events()
-        while events:
-            for event in events:
+        while core.events:
+            for event in core.take_events():
                 if isinstance(event, CallEnded):  # most are; compiled, a class is found faster so than in a table
                     self.waiting.end_call(event.number, event.outcome)
                 else:
                     on[type(event)](event)
-            events = core.take_events()
-        self.flush()
+        if core.outbox:
+            self.flush()
         if self.waiting.conditions:
             self.waiting.look()
 
@@ -202,11 +206,15 @@ class SyncGuest:
         self.tell_hub()
 
     def tell_hub(self) -> None:
-        """Rings if the hub looks later than it has to, or would not be told of something."""
-        due_at = self.core.next_deadline()
-        is_late = due_at is not None and due_at < self._due_at
-        is_unread = self.waiting.is_shared if self.is_lent else self.link.control_may_hold()
-        if (is_late or is_unread or self._seen != self.link.generation) and not self.ended and not self.hub.is_here:
+        """Rings if the hub would not look by itself as soon as it has to."""
+        if self.is_lent:
+            is_due = self.waiting.is_shared
+        elif self._seen != self.link.generation or self.link.control_may_hold():
+            is_due = True
+        else:
+            due_at = self.core.next_deadline()
+            is_due = due_at is not None and due_at < self._due_at
+        if is_due and not self.ended and not self.hub.is_here:
             self.hub.ring(self)
 
     def _on_run(self, run: RunCall) -> None:
