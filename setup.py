@@ -17,7 +17,7 @@ PLAIN = {*glob("iii_zmq/**/__init__.py", recursive=True), "iii_zmq/core/worker/v
 # Of the shells, what a call passes through, but not what users meet, or what inherits from classes of Python's own.
 SHELLS = (
     "broker", "edge", "gauges", "worker/async_driver", "worker/forks", "worker/handlers", "worker/hub", "worker/link",
-    "worker/payloads", "worker/sync_driver", "worker/sync_guest", "worker/waits",
+    "worker/monitor", "worker/payloads", "worker/sync_driver", "worker/sync_guest", "worker/waits",
 )  # fmt: skip
 COMPILED = [
     *sorted({*glob("iii_zmq/wire/*.py"), *glob("iii_zmq/core/**/*.py", recursive=True)} - PLAIN),

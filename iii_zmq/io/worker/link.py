@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,23 +30,20 @@ from ...core.worker.events import (
     LINK,
     STREAM,
     Connect,
-    Connected,
     Disconnect,
     Disconnected,
     DropControl,
     Failed,
     OpenStream,
     Order,
-    Reached,
-    StreamConnected,
     StreamDisconnected,
-    StreamFailed,
     Subscribe,
     Unsent,
     Unsubscribe,
 )
 from .. import sockets
 from ..edge import Edge, Edges, Socket
+from .monitor import OF_CONTROL, OF_STREAM, Monitor
 
 log = logging.getLogger("iii_zmq.worker")
 
@@ -61,14 +57,6 @@ _IS_ON_ONE_CPU = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
 _RCVMORE: Final = int(zmq.RCVMORE)
-_MONITOR_EVENT = struct.Struct("=HI")
-_CONNECTED = int(zmq.EVENT_CONNECTED)
-_SUCCEEDED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
-_FAILURES = {
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "the peer ended the handshake",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "the peer does not speak ZMTP, or is no such socket",
-    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "the peer refused to authenticate this worker",
-}
 
 _clock: Final = time.monotonic
 
@@ -119,9 +107,9 @@ class Link:
         self.generation = 0
         self._wake_fd = wake_fd
         self._dealer: Edge | None = None
-        self._dealer_monitor: Edge | None = None
+        self._dealer_monitor: Monitor | None = None
         self._sub: Edge | None = None
-        self._sub_monitor: Edge | None = None
+        self._sub_monitor: Monitor | None = None
         self.is_heavy = False  # the last message that was pumped is large: it is dealt with before the next is read
         self._backlog = False  # it held something before anybody waited: many at once are read
         self._unread = Unread()
@@ -160,7 +148,7 @@ class Link:
         self._debug = log.isEnabledFor(logging.DEBUG)
         is_heard = self.is_heavy = False
         for monitor in self._monitors:
-            if monitor.is_told:
+            if monitor.edge.is_told:
                 self._read_monitor(monitor, now)
         if dealer is not None and dealer.is_told:
             is_heard = True
@@ -201,17 +189,17 @@ class Link:
         frame = None if dealer is None else dealer.recv_alone()
         if dealer is None or frame is None:
             return False
-        self._receive(dealer.socket, frame)
+        self._receive(dealer.socket, frame, _clock())
         return True
 
-    def _receive(self, dealer: Socket, frame: bytes) -> None:
-        now = _clock()
+    def _receive(self, dealer: Socket, frame: bytes, now: float) -> int:
+        """Hands a message to the core; how many it was, or 0 for what is none by itself."""
         try:
             message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
         except errors.ProtocolError as error:
             self._read_odd(dealer, frame, error, now)
-        else:
-            self._hand_over(message, now)
+            return 0
+        return self._hand_over(message, now)
 
     def _hand_over(self, message: wire.Message, now: float) -> int:
         """How many messages it was."""
@@ -263,15 +251,8 @@ class Link:
             frame = dealer.recv()
             if frame is None:
                 return True
-            try:
-                message = wire.decode(frame, None, header_bytes_max=wire.STREAM_BYTES_MAX)
-            except errors.ProtocolError as error:
-                self._read_odd(dealer.socket, frame, error, now)
-                if self.is_heavy:
-                    break
-            else:
-                if self._hand_over(message, now) >= PORTION_MIN:
-                    break  # and on to what follows from these: it leaves while the next ones come
+            if self._receive(dealer.socket, frame, now) >= PORTION_MIN or self.is_heavy:
+                break  # and on to what follows from these: it leaves while the next ones come
         return False
 
     def _read_odd(self, dealer: Socket, frame: bytes, error: errors.ProtocolError, now: float) -> None:
@@ -319,37 +300,20 @@ class Link:
         """For logs."""
         return self.core.profile.name
 
-    def _read_monitor(self, monitor: Edge, now: float) -> None:
-        is_stream = monitor is self._sub_monitor
+    def _read_monitor(self, monitor: Monitor, now: float) -> None:
+        """What a connection carried is handed over before the news that it is gone."""
         for _ in range(BURST_MAX):
-            frame = monitor.recv()
-            if frame is None:
+            happening = monitor.pop()
+            if happening is None:
                 return
-            if not monitor.socket.getsockopt(_RCVMORE):
-                continue  # the rest of a message that a signal handler's exception cut off
-            monitor.socket.recv(_NOBLOCK)  # the address, a frame of its own
-            event, _value = _MONITOR_EVENT.unpack(frame)
-            if event == _SUCCEEDED:
-                self.core.receive(LINK, StreamConnected() if is_stream else Connected(), now)
-            elif event == _DISCONNECTED:
-                self._read_last_words(is_stream, now)
-                self.core.receive(LINK, StreamDisconnected() if is_stream else Disconnected(), now)
-            elif event == _CONNECTED and not is_stream:
-                self.core.receive(LINK, Reached(), now)
-            elif event in _FAILURES:
-                text = _FAILURES[event]
-                self.core.receive(LINK, StreamFailed(text) if is_stream else Failed(text), now)
-
-    def _read_last_words(self, is_stream: bool, now: float) -> None:
-        """What arrived before the connection went."""
-        if is_stream:
-            if self._sub is not None:
+            if isinstance(happening, Disconnected) and self._dealer is not None:
+                while not self._read_dealer(self._dealer, now, BURST_MAX):
+                    pass
+            elif isinstance(happening, StreamDisconnected) and self._sub is not None:
                 self._collect_stream(self._sub, now)
-            while self._unread.frames:
-                self._read_stream(now)
-        elif self._dealer is not None:
-            while not self._read_dealer(self._dealer, now, BURST_MAX):
-                pass
+                while self._unread.frames:
+                    self._read_stream(now)
+            self.core.receive(LINK, happening, now)
 
     # -- sending and obeying -------------------------------------------------------------------------------------------
 
@@ -411,47 +375,38 @@ class Link:
     def _connect(self, order: Connect) -> None:
         self._close_dealer()
         dealer = sockets.dealer(context(), order.heartbeat_ms, order.ttl_ms)
-        self._dealer, self._dealer_monitor = Edge(dealer), Edge(sockets.monitor(context(), dealer))
+        self._dealer, self._dealer_monitor = Edge(dealer), Monitor(context(), dealer, OF_CONTROL)
         self._renew()
         dealer.connect(order.url)
 
     def _open_stream(self, order: OpenStream) -> None:
         self._close_stream()
         sub = sockets.sub(context(), order.heartbeat_ms, order.ttl_ms)
-        self._sub, self._sub_monitor = Edge(sub), Edge(sockets.monitor(context(), sub))
+        self._sub, self._sub_monitor = Edge(sub), Monitor(context(), sub, OF_STREAM)
         self._renew()
         for topic in order.topics:
             sub.setsockopt(zmq.SUBSCRIBE, topic)
         sub.connect(order.url)
 
     def _close_dealer(self) -> None:
-        dealer, monitor = self._dealer, self._dealer_monitor
-        self._dealer = self._dealer_monitor = None
+        monitor, self._dealer, self._dealer_monitor = self._dealer_monitor, None, None
         self._renew()
-        _close(dealer, monitor)
+        if monitor is not None:
+            monitor.close()
 
     def _close_stream(self) -> None:
-        sub, monitor = self._sub, self._sub_monitor
-        self._sub = self._sub_monitor = None
+        monitor, self._sub, self._sub_monitor = self._sub_monitor, None, None
         self._unread.frames.clear()
         self._renew()
-        _close(sub, monitor)
+        if monitor is not None:
+            monitor.close()
 
     def _renew(self) -> None:
         """The sockets are others now."""
         self._monitors = [one for one in (self._dealer_monitor, self._sub_monitor) if one is not None]
         both = [one for one in (self._dealer, self._sub) if one is not None]
-        self._edges = Edges([*both, *self._monitors])
+        self._edges = Edges([*both, *(one.edge for one in self._monitors)])
         self._control = Edges(both[:1] if self._dealer is not None else [], self._wake_fd)
         self.control_fd = -1 if self._dealer is None else self._dealer.fd
         self.descriptors = self._edges.descriptors
         self.generation += 1  # counts the changes of `descriptors`
-
-
-def _close(edge: Edge | None, monitor: Edge | None) -> None:
-    if edge is not None:
-        if not edge.socket.closed:
-            edge.socket.disable_monitor()
-        edge.socket.close()
-    if monitor is not None:
-        monitor.socket.close()
