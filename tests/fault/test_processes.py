@@ -250,7 +250,7 @@ def test_whatever_a_handler_raises_its_caller_is_told_and_the_async_worker_serve
 
 CTRL_C_IN_A_HANDLER = """
     import asyncio, signal, sys
-    from iii_zmq import AsyncWorker, Worker
+    from iii_zmq import AsyncWorker
 
     def plain(_):
         raise KeyboardInterrupt
@@ -265,19 +265,13 @@ CTRL_C_IN_A_HANDLER = """
             await asyncio.sleep(60)
 
     try:
-        if sys.argv[2] == "sync":
-            worker = Worker("interrupted", sys.argv[1], threads=0)
-            worker.on_state(lambda state: state == "connected" and print("serving", flush=True))
-            worker.register("interrupt::me", plain)
-            worker.run()
-        else:
-            asyncio.run(serve(plain if sys.argv[2] == "inline" else awaiting))
+        asyncio.run(serve(plain if sys.argv[2] == "inline" else awaiting))
     except KeyboardInterrupt:
         print("interrupted")
 """
 
 
-@pytest.mark.parametrize("how", ["sync", "async def", "inline"])
+@pytest.mark.parametrize("how", ["async def", "inline"])
 def test_ctrl_c_in_a_handler_of_the_main_thread_ends_the_program_and_tells_the_caller(url: str, how: str) -> None:
     with program(CTRL_C_IN_A_HANDLER, url, how) as provider, Worker("caller", url) as caller:
         provider.expect("serving")
@@ -296,8 +290,7 @@ def test_whatever_a_callback_raises_the_next_one_is_called(url: str, kind: type[
     states: list[str] = []
     watcher.on_change("call::*")(raiser(kind))
     watcher.on_change("call::*")(lambda change: changes.append(change.kind))
-    if kind is not KeyboardInterrupt:  # that is Ctrl-C in the main thread, where the first states are told
-        watcher.on_state(raiser(kind))
+    watcher.on_state(raiser(kind))
     watcher.on_state(states.append)
     watcher.start()
     released = threading.Event()

@@ -1,6 +1,6 @@
 """Workers that do not read, and deltas that do not arrive: everybody comes back to the truth, and no neighbour notices.
 
-A reader here is a program of its own whose one callback stops its loop, as a debugger would, until it is told to go on.
+A reader here is a program of its own whose one callback stops its event loop, as a debugger would, until told to go on.
 It notes every seq that its callback hears, and whether one is missing.
 """
 
@@ -30,9 +30,9 @@ CHANGES = 20_000  # in some 400 messages
 ROUNDS = 100  # changes are measured between the others
 
 READER = """
-    import json, sys, threading, time
+    import asyncio, json, sys, threading
     import iii_zmq.io.worker.link
-    from iii_zmq import Worker
+    from iii_zmq import AsyncWorker
 
     assert iii_zmq.io.worker.link.STREAM_WAITING_MAX == 10_000
     iii_zmq.io.worker.link.STREAM_WAITING_MAX = int(sys.argv[2])
@@ -48,17 +48,27 @@ READER = """
         seen["last"] = change.seq
         if change.function_id == "reader::stop":
             print("stopped", flush=True)
-            go_on.wait()
+            go_on.wait()  # in the event loop, which reads nothing meanwhile
 
-    with Worker("reader", sys.argv[1]) as worker:
-        worker.on_change("*")(note)
-        print("joined", flush=True)
+    def hear(lines, loop):
         for line in sys.stdin:
             go_on.set()
-            while worker.position.seq < int(line):
-                time.sleep(0.005)
-            told = {"digest": worker.digest, "seq": worker.position.seq, "counters": worker.counters}
-            print(json.dumps(seen | told), flush=True)
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        loop.call_soon_threadsafe(lines.put_nowait, "")
+
+    async def main():
+        lines = asyncio.Queue()
+        async with AsyncWorker("reader", sys.argv[1]) as worker:
+            worker.on_change("*")(note)
+            threading.Thread(target=hear, args=(lines, asyncio.get_running_loop()), daemon=True).start()
+            print("joined", flush=True)
+            while line := await lines.get():
+                while worker.position.seq < int(line):
+                    await asyncio.sleep(0.005)
+                told = {"digest": worker.digest, "seq": worker.position.seq, "counters": worker.counters}
+                print(json.dumps(seen | told), flush=True)
+
+    asyncio.run(main())
 """
 
 
