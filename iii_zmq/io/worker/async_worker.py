@@ -253,8 +253,9 @@ class AsyncWorker(View):
                 driver.check()
             except errors.Closed:
                 return
-            hub.ended(driver)
             await self._leave(driver)
+            hub.shared().ring(driver)  # to find that it has ended
+            hub.ended(driver)
 
     async def __aenter__(self) -> AsyncWorker:
         await self.start()
