@@ -17,70 +17,27 @@ import msgpack
 from msgpack.exceptions import UnpackException
 
 from ..errors import FATES, ProtocolError
-from .messages import (
-    BUNDLE_BYTES_MAX,
-    BUNDLE_MAX,
-    BYTES_LIST,
-    CONTAINERS_MAX,
-    CONTROL_BYTES_MAX,
-    DIGEST_BYTES,
-    FIELDS,
-    INLINE_BYTES_MAX,
-    INT_MAX,
-    KIND,
-    KINDS,
-    LARGE_BYTES,
-    MAGIC,
-    MESSAGES,
-    METADATA_BYTES_MAX,
-    NAME_CHARS_MAX,
-    PAYLOAD_BYTES_MAX,
-    PREFIX,
-    REFUSALS,
-    SNAPSHOT_TOPIC,
-    STREAM_BYTES_MAX,
-    STREAM_TOPIC,
-    STRINGS,
-    TOKEN_BYTES,
-    VERSION,
-    Ack,
-    Beacon,
-    Bundle,
-    Call,
-    Closing,
-    Deltas,
-    Failure,
-    Hello,
-    Message,
-    OnStream,
-    Payload,
-    Refuse,
-    Replay,
-    Result,
-    Snapshot,
-    Split,
-    Welcome,
-)
+from . import messages
+from .messages import INLINE_BYTES_MAX, KIND, LARGE_BYTES, MAGIC, PAYLOAD_BYTES_MAX, VERSION, Call, Result, Split
 
 COMPILED = not __file__.endswith(".py")  # to C, with all of core/: see setup.py
 
-_pack_prefix: Final = PREFIX.pack
-_unpack_prefix: Final = PREFIX.unpack_from
+_PREFIX: Final = messages.PREFIX
+_pack_prefix: Final = _PREFIX.pack
+_unpack_prefix: Final = _PREFIX.unpack_from
 _unpackb: Final = msgpack.unpackb
 _from_bytes: Final = int.from_bytes
 _LONG = struct.Struct(">BI")  # the head of a bin or str of more than 65,535 bytes
 _BIN32, _STR32 = 0xC6, 0xDB
 _NO_FIELDS: Final = b"\x90"
-_SMALL_CALL: Final = PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
+_SMALL_CALL: Final = _PREFIX.pack(MAGIC, VERSION, KIND[Call], 0, 0)[:6]  # its header has less than 65,536 bytes
 _known_headers: Final[dict[bytes, Call]] = {}  # header -> its Call, without a payload
-_KNOWN_COUNT: Final = (
-    1024  # headers in that table, which is then cleared: a program calls few functions with few timeouts
-)
+_KNOWN_COUNT: Final = 1024  # headers in it, which is then cleared: a program calls few functions with few timeouts
 _KNOWN_BYTES: Final = 512  # bytes of a header: two ids take a few hundred; the table takes half a megabyte at most
 _SIX: Final = 0x96  # the first byte of an array of six
 _QUICK_INT: Final = 2**60  # integers that compiled code compares quickly
-_RESULT_BYTES: Final = PREFIX.size + len(_NO_FIELDS)  # bytes before the payload of a Result
-_SMALL_RESULT: Final = PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
+_RESULT_BYTES: Final = _PREFIX.size + len(_NO_FIELDS)  # bytes before the payload of a Result
+_SMALL_RESULT: Final = _PREFIX.pack(MAGIC, VERSION, KIND[Result], len(_NO_FIELDS), 0)[:8]  # all but the number
 
 
 # -- encode ------------------------------------------------------------------------------------------------------------
@@ -113,7 +70,7 @@ def pack_payload(value: Any) -> bytes | Split:
     return pack(value)
 
 
-def encode(message: Message) -> tuple[bytes, Payload | None]:
+def encode(message: messages.Message) -> tuple[bytes, messages.Payload | None]:
     """The first frame, and the payload if it travels in frames of its own."""
     if isinstance(message, Call):
         header = message.header or _call_header(message)
@@ -123,20 +80,22 @@ def encode(message: Message) -> tuple[bytes, Payload | None]:
         if type(payload) is not bytes or len(payload) > INLINE_BYTES_MAX:
             return _with_payload(KIND[Result], message.number, _NO_FIELDS, payload)
         return b"".join((_SMALL_RESULT, message.number.to_bytes(8, "big"), _NO_FIELDS, payload)), None
-    if isinstance(message, Bundle):
-        header = pack(message.frames)
-        return _pack_prefix(MAGIC, VERSION, KIND[Bundle], len(header) + 1, message.number) + b"\x91" + header, None
+    if isinstance(message, messages.Bundle):
+        header = b"\x91" + pack(message.frames)
+        return _pack_prefix(MAGIC, VERSION, KIND[messages.Bundle], len(header), message.number) + header, None
     header = pack([getattr(message, name) for name in _FIELD_NAMES[type(message)]])
-    version = message.version if isinstance(message, Refuse) else VERSION
+    version = message.version if isinstance(message, messages.Refuse) else VERSION
     return _pack_prefix(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
 
 
-def encode_on_stream(message: OnStream, topic: bytes = STREAM_TOPIC) -> bytes:
+def encode_on_stream(message: messages.OnStream, topic: bytes = messages.STREAM_TOPIC) -> bytes:
     """The one frame of a stream message: the topic, then the message."""
     return topic + encode(message)[0]
 
 
-def _with_payload(kind: int, number: int, header: bytes, payload: Payload) -> tuple[bytes, Payload | None]:
+def _with_payload(
+    kind: int, number: int, header: bytes, payload: messages.Payload
+) -> tuple[bytes, messages.Payload | None]:
     prefix = _pack_prefix(MAGIC, VERSION, kind, len(header), number)
     if len(payload) > INLINE_BYTES_MAX:
         return prefix + header, payload
@@ -150,38 +109,40 @@ def _call_header(call: Call) -> bytes:
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {
-    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(FIELDS[message])]
-    for message in MESSAGES
+    message: tuple(field.name for field in dataclass_fields(message))[1 : 1 + len(messages.FIELDS[message])]
+    for message in messages.MESSAGES
 }
 
 
 # -- decode ------------------------------------------------------------------------------------------------------------
 
 
-def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: int = CONTROL_BYTES_MAX) -> Message:
+def decode(
+    frame: bytes, payload: messages.Payload | None = None, *, header_bytes_max: int = messages.CONTROL_BYTES_MAX
+) -> messages.Message:
     """The message in `frame`, with `payload` if there were further frames. Raises: ProtocolError, and nothing else.
 
     `header_bytes_max` has a meaning above LARGE_BYTES only: what is smaller is taken in any case.
     """
     if frame[:8] == _SMALL_RESULT and payload is None and _RESULT_BYTES < len(frame) <= PAYLOAD_BYTES_MAX:
         return Result(_from_bytes(frame[8:16], "big"), frame[_RESULT_BYTES:])
-    if payload is None and len(frame) > PREFIX.size and frame[:6] == _SMALL_CALL:
-        end = PREFIX.size + (frame[6] << 8 | frame[7])
-        known = _known_headers.get(frame[PREFIX.size : end])
+    if payload is None and len(frame) > _PREFIX.size and frame[:6] == _SMALL_CALL:
+        end = _PREFIX.size + (frame[6] << 8 | frame[7])
+        known = _known_headers.get(frame[_PREFIX.size : end])
         if known is not None and end < len(frame) <= PAYLOAD_BYTES_MAX:
             return known.again(_from_bytes(frame[8:16], "big"), frame[end:])
-    if len(frame) < PREFIX.size:
-        raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {PREFIX.size}")
+    if len(frame) < _PREFIX.size:
+        raise ProtocolError(f"frame of {len(frame)} bytes; a message has at least {_PREFIX.size}")
     header_bytes: int
     number: int
     magic, version, kind, header_bytes, number = _unpack_prefix(frame)
     if magic != MAGIC or version != VERSION:
         raise ProtocolError(f"magic {magic!r} version {version}; expected {MAGIC!r} version {VERSION}")
-    message = KINDS.get(kind)
+    message = messages.KINDS.get(kind)
     if message is None:
         raise ProtocolError(f"unknown kind {kind}")
-    body = PREFIX.size + header_bytes
-    header = frame[PREFIX.size : body]
+    body = _PREFIX.size + header_bytes
+    header = frame[_PREFIX.size : body]
     if body > len(frame) or header_bytes > LARGE_BYTES:
         _check_large(header_bytes, header, len(frame), header_bytes_max)
     if message is Call and payload is None and body < len(frame) <= PAYLOAD_BYTES_MAX:
@@ -194,10 +155,10 @@ def decode(frame: bytes, payload: Payload | None = None, *, header_bytes_max: in
         return _decode_with_payload(message, number, header, fields, frame[body:], payload)
     if payload is not None or body != len(frame):
         raise ProtocolError(f"{message.__name__} carries no payload")
-    if message is Ack:
+    if message is messages.Ack:
         fields[2] = [tuple(refusal) for refusal in fields[2]]
     check = _CHECKS.get(message)
-    decoded: Message = message(number, *fields)
+    decoded: messages.Message = message(number, *fields)
     if check is not None:
         check(decoded)
     return decoded
@@ -214,17 +175,17 @@ class Heading:
 
 def read_heading(frame: bytes) -> Heading | None:
     """For a frame that `decode` refused: its heading if the sender uses this protocol at all, else None."""
-    if len(frame) < PREFIX.size or not frame.startswith(MAGIC):
+    if len(frame) < _PREFIX.size or not frame.startswith(MAGIC):
         return None
     _, version, kind, _, number = _unpack_prefix(frame)
     return Heading(version, kind, number)
 
 
-def decode_on_stream(frame: bytes) -> OnStream:
+def decode_on_stream(frame: bytes) -> messages.OnStream:
     """The message behind the topic of a stream frame. Raises: ProtocolError."""
-    topic_bytes = len(SNAPSHOT_TOPIC) if frame.startswith(SNAPSHOT_TOPIC) else len(STREAM_TOPIC)
-    message = decode(frame[topic_bytes:], header_bytes_max=STREAM_BYTES_MAX)
-    if isinstance(message, (Deltas, Beacon, Closing, Snapshot, Replay)):
+    topic = messages.SNAPSHOT_TOPIC if frame.startswith(messages.SNAPSHOT_TOPIC) else messages.STREAM_TOPIC
+    message = decode(frame[len(topic) :], header_bytes_max=messages.STREAM_BYTES_MAX)
+    if isinstance(message, (messages.Deltas, messages.Beacon, messages.Closing, messages.Snapshot, messages.Replay)):
         return message
     raise ProtocolError(f"{type(message).__name__} does not belong on the stream")
 
@@ -233,7 +194,7 @@ def decode_on_stream(frame: bytes) -> OnStream:
 UNPACK_ERRORS: Final = (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError, UnpackException)
 
 
-def unpack(data: Payload) -> Any:
+def unpack(data: messages.Payload) -> Any:
     """The value in a payload, as handlers and callers get it. Raises: ValueError if it is not a msgpack value."""
     try:
         if isinstance(data, Split):
@@ -282,13 +243,13 @@ def _check_large(header_bytes: int, header: bytes, frame_bytes: int, header_byte
     """
     if header_bytes > len(header) or header_bytes > header_bytes_max:
         raise ProtocolError(f"header of {header_bytes} bytes in a frame of {frame_bytes}")
-    left = CONTAINERS_MAX
+    left = messages.CONTAINERS_MAX
 
     def count(*_: object) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise ProtocolError(f"more than {CONTAINERS_MAX} containers")
+            raise ProtocolError(f"more than {messages.CONTAINERS_MAX} containers")
 
     try:
         _unpackb(header, raw=False, strict_map_key=False, object_hook=count, list_hook=count, max_ext_len=0)
@@ -331,7 +292,7 @@ def _header_fields(message: type[Any], header: bytes) -> list[Any]:
     if message is Result and header == _NO_FIELDS:
         return []
     fields = unpack_array(header)
-    types = FIELDS[message]
+    types = messages.FIELDS[message]
     if len(fields) < len(types):
         raise ProtocolError(f"{message.__name__} with {len(fields)} fields; expected {len(types)}")
     if len(fields) > len(types):
@@ -346,7 +307,7 @@ def fits(fields: list[Any], types: tuple[Any, ...]) -> bool:
         value, expected = fields[at], types[at]
         if type(value) is not expected and not _is_list(value, expected):
             return False
-        if expected is int and not 0 <= value <= INT_MAX:
+        if expected is int and not 0 <= value <= messages.INT_MAX:
             return False
     return True
 
@@ -354,11 +315,11 @@ def fits(fields: list[Any], types: tuple[Any, ...]) -> bool:
 def _is_list(value: Any, expected: Any) -> bool:
     if type(value) is not list:
         return False
-    if expected is BYTES_LIST:
+    if expected is messages.BYTES_LIST:
         return is_list_of(value, bytes)
-    if expected is STRINGS:
+    if expected is messages.STRINGS:
         return is_list_of(value, str)
-    return bool(expected is REFUSALS) and all(
+    return bool(expected is messages.REFUSALS) and all(
         type(item) is list and len(item) == 3 and fits(item, (int, str, str)) for item in value
     )
 
@@ -368,14 +329,9 @@ def is_list_of(value: list[Any], item: type) -> bool:
 
 
 def _decode_with_payload(
-    message: type[Any],
-    number: int,
-    header: bytes,
-    fields: list[Any],
-    inline: bytes,
-    attached: Payload | None,
-) -> Message:
-    payload: Payload = inline
+    message: type[Any], number: int, header: bytes, fields: list[Any], inline: bytes, attached: messages.Payload | None
+) -> messages.Message:
+    payload: messages.Payload = inline
     if attached is not None:
         if inline:
             raise ProtocolError(f"{message.__name__} with two payloads")
@@ -390,41 +346,41 @@ def _decode_with_payload(
     return Call(number, function_id, caller, remaining_ms, target, flags, fence, payload, header)
 
 
-def _check_hello(hello: Hello) -> None:
-    if len(hello.metadata) > METADATA_BYTES_MAX:
-        raise ProtocolError(f"metadata of {len(hello.metadata)} bytes; at most {METADATA_BYTES_MAX}")
-    if len(hello.token) not in (0, TOKEN_BYTES) or len(hello.functions) not in (0, DIGEST_BYTES):
+def _check_hello(hello: messages.Hello) -> None:
+    if len(hello.metadata) > messages.METADATA_BYTES_MAX:
+        raise ProtocolError(f"metadata of {len(hello.metadata)} bytes; at most {messages.METADATA_BYTES_MAX}")
+    if len(hello.token) not in (0, messages.TOKEN_BYTES) or len(hello.functions) not in (0, messages.DIGEST_BYTES):
         raise ProtocolError("a Hello's token and functions digest have 16 bytes or none")
-    if len(hello.name) > NAME_CHARS_MAX or len(hello.host) > 255:
+    if len(hello.name) > messages.NAME_CHARS_MAX or len(hello.host) > 255:
         raise ProtocolError("a Hello's name, host or capabilities are malformed")
 
 
-def _check_welcome(welcome: Welcome) -> None:
-    if len(welcome.token) != TOKEN_BYTES:
+def _check_welcome(welcome: messages.Welcome) -> None:
+    if len(welcome.token) != messages.TOKEN_BYTES:
         raise ProtocolError("a Welcome's token has 16 bytes")
 
 
-def _check_failure(failure: Failure) -> None:
+def _check_failure(failure: messages.Failure) -> None:
     if failure.fate not in FATES:
         raise ProtocolError(f"a fate of {len(failure.fate)} characters that is none")
 
 
-def _check_digest(message: Snapshot | Beacon) -> None:
-    if len(message.digest) != DIGEST_BYTES:
-        raise ProtocolError(f"digest of {len(message.digest)} bytes; expected {DIGEST_BYTES}")
+def _check_digest(message: messages.Snapshot | messages.Beacon) -> None:
+    if len(message.digest) != messages.DIGEST_BYTES:
+        raise ProtocolError(f"digest of {len(message.digest)} bytes; expected {messages.DIGEST_BYTES}")
 
 
-def _check_bundle(bundle: Bundle) -> None:
+def _check_bundle(bundle: messages.Bundle) -> None:
     size = sum(map(len, bundle.frames))
-    if len(bundle.frames) > BUNDLE_MAX or size > BUNDLE_BYTES_MAX:
+    if len(bundle.frames) > messages.BUNDLE_MAX or size > messages.BUNDLE_BYTES_MAX:
         raise ProtocolError(f"a Bundle of {len(bundle.frames)} messages and {size} bytes: too many")
 
 
 _CHECKS: dict[type[Any], Callable[[Any], None]] = {
-    Bundle: _check_bundle,
-    Hello: _check_hello,
-    Welcome: _check_welcome,
-    Failure: _check_failure,
-    Snapshot: _check_digest,
-    Beacon: _check_digest,
+    messages.Bundle: _check_bundle,
+    messages.Hello: _check_hello,
+    messages.Welcome: _check_welcome,
+    messages.Failure: _check_failure,
+    messages.Snapshot: _check_digest,
+    messages.Beacon: _check_digest,
 }

@@ -12,15 +12,9 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from ..errors import ProtocolError
+from . import messages
 from .codec import fits, is_list_of, pack, unpack_array
-from .messages import (
-    DIGEST_BYTES,
-    FUNCTION_ID_CHARS_MAX,
-    FUNCTION_ID_NAMES_MAX,
-    INT_MAX,
-    NAME_CHARS_MAX,
-    PRESENCE_PREFIX,
-)
+from .messages import DIGEST_BYTES, FUNCTION_ID_CHARS_MAX, FUNCTION_ID_NAMES_MAX, INT_MAX, NAME_CHARS_MAX
 
 RESERVED_PREFIX = "engine::"
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -38,15 +32,12 @@ def check_function_id(function_id: object) -> None:
         raise ValueError(f"function id of {len(function_id)} characters; at most {FUNCTION_ID_CHARS_MAX} are allowed")
     names = function_id.split("::")
     if len(names) > FUNCTION_ID_NAMES_MAX:
-        raise ValueError(
-            f"function id {function_id!r} has {len(names)} names; at most {FUNCTION_ID_NAMES_MAX} are allowed"
-        )
+        text = f"has {len(names)} names; at most {FUNCTION_ID_NAMES_MAX} are allowed"
+        raise ValueError(f"function id {function_id!r} {text}")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"function id {function_id!r}: {name!r} is not a name; expected 1 to {NAME_CHARS_MAX} letters, digits, "
-                "'_', '-' or '.', joined by '::'"
-            )
+            text = f"expected 1 to {NAME_CHARS_MAX} letters, digits, '_', '-' or '.', joined by '::'"
+            raise ValueError(f"function id {function_id!r}: {name!r} is not a name; {text}")
 
 
 def is_reserved(function_id: str) -> bool:
@@ -84,20 +75,8 @@ class FunctionEntry:
 
 
 def encode_entry(entry: FunctionEntry) -> bytes:
-    """The entry's bytes: `[id, description, request_schema, response_schema, metadata, flags]`.
-
-    Raises: TypeError, ValueError for what msgpack can't carry.
-    """
-    return pack(
-        [
-            entry.id,
-            entry.description,
-            entry.request_schema,
-            entry.response_schema,
-            entry.metadata,
-            entry.flags,
-        ]
-    )
+    """The fields in their order, as an array. Raises: TypeError, ValueError for what msgpack can't carry."""
+    return pack([entry.id, entry.description, entry.request_schema, entry.response_schema, entry.metadata, entry.flags])
 
 
 def decode_entry(data: bytes) -> FunctionEntry:
@@ -114,6 +93,15 @@ def decode_entry(data: bytes) -> FunctionEntry:
         if value is not None and type(value) is not dict:
             raise ProtocolError(f"schema or metadata is {type(value).__name__}; expected a map")
     return FunctionEntry(function_id, description, request, response, metadata, flags)
+
+
+_SHOWN = ("id", "description", "metadata", "exclusive", "idempotent", "internal", "request_schema", "response_schema")
+
+
+def function_json(function: object, providers: list[dict[str, Any]]) -> dict[str, Any]:
+    """One element of `engine::functions::list` and of `functions --json`, for an entry or a view of one."""
+    shown = {name: getattr(function, name) for name in _SHOWN}
+    return {**shown, "metadata": shown["metadata"] or {}, "providers": providers}
 
 
 # -- rows: the registry's content --------------------------------------------------------------------------------------
@@ -196,7 +184,7 @@ def functions_digest(entries: list[bytes]) -> bytes:
 
 def presence_topic(token: bytes) -> bytes:
     """The session's presence topic, which only the holder of its token can know."""
-    return PRESENCE_PREFIX + blake2b(token, digest_size=16, person=b"presence").hexdigest().encode()
+    return messages.PRESENCE_PREFIX + blake2b(token, digest_size=16, person=b"presence").hexdigest().encode()
 
 
 def receipt_topic(token: bytes) -> bytes:

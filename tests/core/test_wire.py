@@ -471,7 +471,7 @@ def test_what_does_not_belong_on_the_stream_is_refused_there() -> None:
 def test_a_brokers_header_may_be_larger_up_to_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = wire.encode_on_stream(wire.Deltas(0, "e", [bytes(2 * wire.CONTROL_BYTES_MAX)]))
     assert wire.decode_on_stream(frame)
-    monkeypatch.setattr(wire.codec, "STREAM_BYTES_MAX", wire.CONTROL_BYTES_MAX)
+    monkeypatch.setattr(wire.messages, "STREAM_BYTES_MAX", wire.CONTROL_BYTES_MAX)
     refused(wire.decode_on_stream, frame, "header of 2097161 bytes")
 
 
