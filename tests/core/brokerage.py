@@ -232,7 +232,7 @@ def leftovers(core: BrokerCore) -> dict[str, object]:
         "invited": answers._invited, "receipts": answers._receipts, "gathered": answers._gathered,
         "workers": core.registry.workers, "providers": core.registry.providers, "offered": core.registry.offered,
         "leads": core.registry.leads, "provider_rows": core.registry.provider_rows,
-        "rows": core.registry._rows, "rows_bytes": core.registry._rows_bytes, "total": core.registry._total,
+        "rows": core.registry._rows, "rows_bytes": core.registry.rows_bytes, "total": core.registry._total,
         "outbox": core._outbox,
     }  # fmt: skip
     return {name: table for name, table in tables.items() if table}

@@ -320,7 +320,7 @@ def test_at_the_limit_of_bytes_nothing_may_grow(monkeypatch: pytest.MonkeyPatch)
     # A million entries of 64 KiB each were within the limit of functions, and far beyond any memory.
     registry = joined("a")
     register(registry, "a", "f")
-    monkeypatch.setattr(registry_module, "CONTENT_BYTES_MAX", registry._rows_bytes)
+    monkeypatch.setattr(registry_module, "CONTENT_BYTES_MAX", registry.rows_bytes)
     entry = FunctionEntry("f", "longer")
     refusals = registry.register("a", [(0, entry, wire.encode_entry(entry))]) + register(registry, "a", "g")
     assert [code for _, code, _ in refusals] == ["limit", "limit"]

@@ -191,7 +191,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def the_content_is_the_twins(self) -> None:
         assert self.registry._rows == self.content() == self.past[-1]
         assert (self.registry.digest, self.registry.seq) == (digest_of(self.past[-1]), len(self.past) - 1)
-        assert self.registry._rows_bytes == sum(map(len, self.past[-1].values()))
+        assert self.registry.rows_bytes == sum(map(len, self.past[-1].values()))
         assert self.registry.provider_rows == len(self.offers)
 
     @invariant()

@@ -19,7 +19,8 @@ from ..counters import Counters
 from ..deadlines import Alarm, Deadlines
 from .answer import Answer, Part
 from .events import BROADCAST, Outbox
-from .registry import Image, Registry
+from .history import chunks
+from .registry import Registry
 from .session import Session
 
 PART_BYTES_MAX = 128 * 1024  # about 1,000 rows: packing a part takes well under 1 ms
@@ -113,9 +114,17 @@ class Answers:
         if gathered is not None and now >= gathered and self._broadcasting is None:
             self._start_broadcast(now)
         if self._broadcasting is not None:
-            self._send_broadcast_part(self._broadcasting)
+            # Nobody acknowledges these parts: the stream's high-water mark and a late Sync take over.
+            self._outbox.append((BROADCAST, self._broadcasting.pop_part()))
+            if not self._broadcasting.has_part():
+                self._broadcasting = None
         for _ in range(min(PARTS_PER_TURN, len(self._line))):
-            self._send_part(self._line.popitem(last=False)[0])
+            session, _ = self._line.popitem(last=False)
+            answer = session.answer
+            assert answer is not None
+            self._outbox.append((session.address, answer.pop_part()))
+            if answer.is_open():
+                self._line[session] = None
 
     # -- private: to one -----------------------------------------------------------------------------------------------
 
@@ -130,19 +139,11 @@ class Answers:
         self._line[session] = None
         self._alarm.no_later_than(0.0)
 
-    def _send_part(self, session: Session) -> None:
-        answer = session.answer
-        assert answer is not None
-        self._outbox.append((session.address, answer.pop_part()))
-        if answer.is_open():
-            self._line[session] = None
-
     # -- private: to many ----------------------------------------------------------------------------------------------
 
     def _is_crowded(self) -> bool:
-        if len(self._snapshots) + len(self._invited) < BROADCAST_FROM:
-            return False
-        return self._registry.rows_bytes >= BROADCAST_BYTES_MIN
+        under_way = len(self._snapshots) + len(self._invited)
+        return under_way >= BROADCAST_FROM and self._registry.rows_bytes >= BROADCAST_BYTES_MIN
 
     def _invite(self, session: Session, number: int, now: float) -> None:
         if self._gather_until is None:
@@ -170,12 +171,6 @@ class Answers:
             parts = self._parts(self._broadcast, NOWHERE)
             self._broadcasting = Answer(self._broadcast, parts, is_snapshot=True)
 
-    def _send_broadcast_part(self, answer: Answer) -> None:
-        """Sends one part per turn. Nobody acknowledges it: the stream's high-water mark and a late Sync take over."""
-        self._outbox.append((BROADCAST, answer.pop_part()))
-        if not answer.has_part():
-            self._broadcasting = None
-
     # -- private: parts ------------------------------------------------------------------------------------------------
 
     def _parts(self, number: int, position: Position) -> Iterator[Part]:
@@ -186,30 +181,14 @@ class Answers:
         index = 0
         if missing is None:
             self._counters["snapshots"] += 1
-            image, missing = _image_and_since(registry)
-            for rows, last in _chunks(image.rows):
+            image = registry.image()
+            missing = registry.history.since(image.seq)
+            assert missing is not None
+            for rows, last in chunks(image.rows, PART_BYTES_MAX):
                 yield wire.Snapshot(number, epoch, image.seq, image.digest, index, last, rows)
                 index += 1
         else:
             self._counters["resumes"] += 1
-        for deltas, last in _chunks(missing):
+        for deltas, last in chunks(missing, PART_BYTES_MAX):
             yield wire.Replay(number, epoch, index, last, deltas)
             index += 1
-
-
-def _image_and_since(registry: Registry) -> tuple[Image, list[bytes]]:
-    image = registry.image()
-    missing = registry.history.since(image.seq)
-    assert missing is not None
-    return image, missing
-
-
-def _chunks(items: list[bytes]) -> Iterator[tuple[list[bytes], bool]]:
-    """(items of at most PART_BYTES_MAX together, True for the last ones); one empty chunk if there are none."""
-    start = size = 0
-    for end, item in enumerate(items):
-        if size and size + len(item) > PART_BYTES_MAX:
-            yield items[start:end], False
-            start, size = end, 0
-        size += len(item)
-    yield items[start:], True

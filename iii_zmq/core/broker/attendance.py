@@ -7,12 +7,12 @@ presence is heard. An old session is retired completely before anything of its s
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 
 from ... import errors, wire
 from ...errors import assert_never
 from ...wire import WorkerRow
 from ..counters import Counters
-from ..deadlines import Alarm
 from .answers import Answers
 from .calls import Calls
 from .draining import Draining
@@ -26,39 +26,25 @@ from .sessions import Sessions
 NEWS_MAX = 10_000  # lines for the log that nobody takes; a turn makes far fewer
 
 
+@dataclass(slots=True, eq=False)
 class Attendance:
     """Opens, joins, renews and ends sessions."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: Registry,
-        sessions: Sessions,
-        outbox: Outbox,
-        counters: Counters,
-        *,
-        calls: Calls,
-        answers: Answers,
-        draining: Draining,
-        alarm: Alarm,
-        new_token: NewToken,
-        new_id: NewId,
-    ) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._sessions = sessions
-        self._outbox = outbox
-        self._counters = counters
-        self._calls = calls
-        self._answers = answers
-        self._draining = draining
-        self._new_token = new_token
-        self._new_id = new_id
-        self._liveness = Liveness(settings, alarm, sessions)
-        self._hold_until = 0.0
-        self.closing = False
-        self._died: set[tuple[str, int]] = set()  # processes with a session that died in this turn
-        self.news: deque[str] = deque(maxlen=NEWS_MAX)  # a line for the log for each worker that joined or left
+    _settings: Settings
+    _registry: Registry
+    _sessions: Sessions
+    _outbox: Outbox
+    _counters: Counters
+    _calls: Calls
+    _answers: Answers
+    _draining: Draining
+    _liveness: Liveness
+    _new_token: NewToken
+    _new_id: NewId
+    _hold_until: float = 0.0
+    closing: bool = False
+    _died: set[tuple[str, int]] = field(default_factory=set)  # processes with a session that died in this turn
+    news: deque[str] = field(default_factory=lambda: deque(maxlen=NEWS_MAX))  # a line for each worker that came or went
 
     # -- Hello and Bye -------------------------------------------------------------------------------------------------
 

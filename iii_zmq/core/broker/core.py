@@ -20,26 +20,14 @@ from ... import errors, wire
 from ...errors import assert_never
 from ..counters import BROKER_COUNTERS, BROKER_GAUGES, new_counters
 from ..deadlines import Alarm
+from . import events
 from .answers import Answers
 from .attendance import Attendance
 from .calls import Calls
 from .draining import Draining
 from .engine import Engine
-from .events import (
-    EVENTS,
-    EVERYONE,
-    Address,
-    Event,
-    Malformed,
-    NewId,
-    NewToken,
-    Outbox,
-    Peer,
-    Settings,
-    Subscribed,
-    Undelivered,
-    Unsubscribed,
-)
+from .events import EVERYONE, Address, Event, NewId, NewToken, Outbox, Peer, Settings
+from .liveness import Liveness
 from .refusing import Refusing
 from .registrations import Registrations
 from .registry import Registry
@@ -47,7 +35,7 @@ from .session import Session
 from .sessions import Sessions
 from .stream import Stream
 
-_EVENT_TYPES: Final = frozenset(EVENTS)
+_EVENT_TYPES: Final = frozenset(events.EVENTS)
 
 
 class BrokerCore:
@@ -68,14 +56,13 @@ class BrokerCore:
         self._draining = Draining(self.registry, self._calls, self._outbox)
         self._registrations = Registrations(self.registry, self._calls, self._outbox, self.counters)
         self._attendance = Attendance(
-            settings, self.registry, self._sessions, self._outbox, self.counters,
-            calls=self._calls, answers=self._answers, draining=self._draining, alarm=self._alarm,
-            new_token=new_token, new_id=new_id,
+            settings, self.registry, self._sessions, self._outbox, self.counters, self._calls, self._answers,
+            self._draining, Liveness(settings, self._alarm, self._sessions), new_token, new_id,
         )  # fmt: skip
         self._stream = Stream(self.registry, settings, self._sessions, self._alarm)
         self._refusing = Refusing(self._sessions, self._outbox, self.counters)
         self.news = self._attendance.news
-        self._engine = Engine(self)
+        self._engine = Engine(self.registry, self._sessions.by_worker, self.status)
         self._started_at: float | None = None
         self._now = 0.0
         self._due_at: float | None = None  # the latest moment at which the shell should have called
@@ -203,13 +190,13 @@ class BrokerCore:
 
     def _on_event(self, sender: Address, event: Event, now: float) -> None:
         match event:
-            case Subscribed():
+            case events.Subscribed():
                 self._attendance.on_subscribed(event.topic, now)
-            case Unsubscribed():
+            case events.Unsubscribed():
                 self._attendance.on_unsubscribed(event.topic, now)
-            case Undelivered():
+            case events.Undelivered():
                 self._attendance.on_undelivered(sender, event.message, event.overflow, now)
-            case Malformed():
+            case events.Malformed():
                 self._refusing.on_malformed(sender, event)
             case _:
                 assert_never(event)
@@ -254,9 +241,8 @@ class BrokerCore:
 
     def _on_sync(self, session: Session, sync: wire.Sync, now: float) -> None:
         if not session.joined or session.leaving:
-            self._registrations.refuse(
-                session, sync, errors.NOT_JOINED, "sync before the presence was heard, or after Bye"
-            )
+            text = "sync before the presence was heard, or after Bye"
+            self._registrations.refuse(session, sync, errors.NOT_JOINED, text)
             return
         name = f"syncs_{sync.reason}"
         self.counters[name if name in self.counters else "unexpected"] += 1

@@ -8,8 +8,8 @@ the limit of a payload; but a page may be empty and still have a `next`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ... import errors, wire
 from ...wire import FunctionEntry
@@ -39,27 +39,20 @@ class NotFound(Exception):
     """No such function or worker; the caller gets a Failure of this type."""
 
 
-class Broker(Protocol):
-    """What `engine::status` shows beyond the registry."""
-
-    registry: Registry
-
-    def session_of(self, worker_id: str) -> Session | None: ...
-    def status(self, now: float) -> dict[str, Any]: ...
-
-
 class Engine:
-    """Answers calls to `engine::` functions."""
+    """Answers calls to `engine::` functions; `status` is the result of one of them."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._registry = broker.registry
+    def __init__(
+        self, registry: Registry, sessions: Mapping[str, Session], status: Callable[[float], dict[str, Any]]
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions  # worker id -> session
         self._answers: dict[str, Callable[[Any, float], Any]] = {
             "engine::functions::list": self._functions_list,
             "engine::functions::info": self._functions_info,
             "engine::workers::list": self._workers_list,
             "engine::workers::info": self._workers_info,
-            "engine::status": lambda request, now: broker.status(now),
+            "engine::status": lambda request, now: status(now),
             "engine::ping": lambda request, now: request,
         }
         assert self._answers.keys() == DESCRIPTIONS.keys()
@@ -120,12 +113,10 @@ class Engine:
 
     def _function(self, function_id: str, entry: FunctionEntry) -> dict[str, Any]:
         providers = []
-        for provider in self._registry.providers[function_id]:
-            row = self._registry.workers[provider.worker_id]
-            providers.append(
-                {"worker_id": row.worker_id, "worker_name": row.name, "state": row.state, "active": provider.active}
-            )
-        return _function_json(entry, providers)
+        for one in self._registry.providers[function_id]:
+            row = self._registry.workers[one.worker_id]
+            providers.append(_provider_json(row.worker_id, row.name, row.state, one.active))
+        return wire.function_json(entry, providers)
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +142,7 @@ class Engine:
 
     def _worker(self, worker_id: str) -> dict[str, Any]:
         row = self._registry.workers[worker_id]
-        session = self._broker.session_of(worker_id)
+        session = self._sessions.get(worker_id)
         return {
             "id": worker_id,
             "name": row.name,
@@ -176,9 +167,8 @@ class _Query:
         fields = request or {}
         unknown = set(fields) - {"prefix", "search", "worker", "all", "after", "limit"}
         if unknown:
-            raise ValueError(
-                f"unknown fields {sorted(map(str, unknown))}; expected prefix, search, worker, all, after, limit"
-            )
+            names = sorted(map(str, unknown))
+            raise ValueError(f"unknown fields {names}; expected prefix, search, worker, all, after, limit")
         self.prefix = _text(fields, "prefix", "")
         self.search = _text(fields, "search", "").lower()
         self.worker = _text(fields, "worker", "")
@@ -218,20 +208,8 @@ def _text(fields: Any, name: str, default: str | None = None) -> str:
 
 def _engine_function(function_id: str) -> dict[str, Any]:
     entry = FunctionEntry(function_id, DESCRIPTIONS[function_id], flags=wire.INTERNAL | wire.IDEMPOTENT)
-    return _function_json(
-        entry, [{"worker_id": "engine", "worker_name": "engine", "state": wire.READY, "active": True}]
-    )
+    return wire.function_json(entry, [_provider_json("engine", "engine", wire.READY, True)])
 
 
-def _function_json(entry: FunctionEntry, providers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "description": entry.description,
-        "metadata": entry.metadata or {},
-        "exclusive": entry.exclusive,
-        "idempotent": entry.idempotent,
-        "internal": entry.internal,
-        "request_schema": entry.request_schema,
-        "response_schema": entry.response_schema,
-        "providers": providers,
-    }
+def _provider_json(id: str, name: str, state: str, active: bool) -> dict[str, Any]:
+    return {"worker_id": id, "worker_name": name, "state": state, "active": active}

@@ -6,6 +6,7 @@ Invariant: `_deltas` holds the deltas up to the latest without a hole, so that a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 
 HISTORY_MAX = 32_768  # deltas kept: half a minute of 1,000 changes a second
@@ -22,12 +23,12 @@ class History:
         self._deltas_max = deltas_max
         self._bytes = 0
         self._bytes_max = bytes_max
-        self._fresh: list[bytes] = []
+        self.fresh: list[bytes] = []  # the deltas that `take_fresh` returns
 
     def record(self, delta: bytes) -> None:
         """Adds the next delta."""
         self.seq += 1
-        self._fresh.append(delta)
+        self.fresh.append(delta)
         self._deltas.append(delta)
         self._bytes += len(delta)
         self.bytes_ever += len(delta)
@@ -44,12 +45,18 @@ class History:
             return None
         return list(islice(self._deltas, len(self._deltas) - (self.seq - seq), None))
 
-    @property
-    def has_fresh(self) -> bool:
-        """True if `take_fresh` has any deltas."""
-        return bool(self._fresh)
-
     def take_fresh(self) -> list[bytes]:
         """The packed deltas since the last call, to publish in this order."""
-        fresh, self._fresh = self._fresh, []
+        fresh, self.fresh = self.fresh, []
         return fresh
+
+
+def chunks(items: list[bytes], bytes_max: int) -> Iterator[tuple[list[bytes], bool]]:
+    """(items of at most `bytes_max` together, or one larger item; True for the last ones): there is at least one."""
+    start = size = 0
+    for end, item in enumerate(items):
+        if size and size + len(item) > bytes_max:
+            yield items[start:end], False
+            start, size = end, 0
+        size += len(item)
+    yield items[start:], True

@@ -6,6 +6,8 @@ most its slot at a provider is still taken.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ... import errors, wire
 from ...errors import Fate
 from ..counters import Counters
@@ -19,25 +21,17 @@ from .unread import Unread
 _SHORT = wire.TEXT_CHARS_MAX
 
 
+@dataclass(slots=True, eq=False)
 class Outcomes:
     """The ends of calls."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        queues: Queues,
-        deadlines: Deadlines[Route],
-        unread: Unread,
-        outbox: Outbox,
-        counters: Counters,
-    ) -> None:
-        self._registry = registry
-        self._queues = queues
-        self._deadlines = deadlines
-        self._unread = unread
-        self._outbox = outbox
-        self._counters = counters
-        self._kept_bytes = 0
+    _registry: Registry
+    _queues: Queues
+    _deadlines: Deadlines[Route]
+    _unread: Unread
+    _outbox: Outbox
+    _counters: Counters
+    _kept_bytes: int = 0
 
     # -- told ----------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Registry:
         self.leads: dict[str, dict[str, None]] = {}  # worker id -> exclusive functions in which it is active
         self.provider_rows = 0
         self._rows: dict[RowKey, bytes] = {}
-        self._rows_bytes = 0
+        self.rows_bytes = 0  # the size of all rows
         self._shares: dict[str, int] = {}  # worker id -> the sum of its rows' hashes
         self._total = 0  # the sum of all shares
         self._image: Image | None = None
@@ -104,7 +104,10 @@ class Registry:
         function_ids = list(self.offered.pop(worker_id))
         draft = _Draft(leaver=worker_id)
         alone = [function_id for function_id in function_ids if len(self.providers[function_id]) == 1]
-        self._forget_functions(alone)
+        for function_id in alone:
+            del self.providers[function_id]
+        self.function_ids.remove_all(alone)  # all at once, since there may be 100,000
+        self.provider_rows -= len(alone)
         if len(alone) < len(function_ids):
             for function_id in function_ids:
                 if function_id in self.providers:
@@ -146,9 +149,8 @@ class Registry:
         refusals = []
         for index, function_id in enumerate(function_ids):
             if self.offered[worker_id].pop(function_id, None) is None:
-                refusals.append(
-                    (index, errors.NOT_REGISTERED, f"{function_id[:200]!r} is not registered by this worker")
-                )
+                text = f"{function_id[:200]!r} is not registered by this worker"
+                refusals.append((index, errors.NOT_REGISTERED, text))
             else:
                 self._remove(draft, worker_id, function_id)
         self._commit("unregistered", draft)
@@ -183,11 +185,6 @@ class Registry:
             cached = self._image = Image(self.seq, self.digest, list(self._rows.values()), self.history.bytes_ever)
         return cached
 
-    @property
-    def rows_bytes(self) -> int:
-        """The content's size."""
-        return self._rows_bytes
-
     def functions_digest(self, worker_id: str) -> bytes:
         """The digest in the Hello of a worker that still offers exactly its rows here."""
         return wire.functions_digest([provider.entry for provider in self.offered[worker_id].values()])
@@ -198,7 +195,7 @@ class Registry:
         """True if replaying the deltas since would take longer than a new copy; copying a small content is cheap."""
         replayed = self.history.bytes_ever - image.recorded
         too_many = self.seq - image.seq > IMAGE_DELTAS_MAX or not self.history.holds(image.seq)
-        return too_many or replayed > self._rows_bytes * IMAGE_REPLAY_SHARE
+        return too_many or replayed > self.rows_bytes * IMAGE_REPLAY_SHARE
 
     def _refusal(self, worker_id: str, entry: FunctionEntry, data: bytes) -> tuple[str, str] | None:
         providers = self.providers.get(entry.id, ())
@@ -209,7 +206,7 @@ class Registry:
         known = self.offered[worker_id].get(entry.id)
         if known is None and self.provider_rows >= FUNCTIONS_MAX:
             return errors.LIMIT, f"the registry holds {FUNCTIONS_MAX} functions, which is its limit"
-        if self._rows_bytes >= CONTENT_BYTES_MAX and (known is None or len(data) > len(known.entry)):
+        if self.rows_bytes >= CONTENT_BYTES_MAX and (known is None or len(data) > len(known.entry)):
             return errors.LIMIT, f"the registry holds {CONTENT_BYTES_MAX} bytes, which is its limit"
         return None
 
@@ -231,13 +228,6 @@ class Registry:
             self._promote(draft, entry.id, known)
         else:
             self._put(draft, entry.id, known)
-
-    def _forget_functions(self, function_ids: list[str]) -> None:
-        """Forgets functions whose only provider leaves; all at once, since there may be 100,000."""
-        for function_id in function_ids:
-            del self.providers[function_id]
-        self.function_ids.remove_all(function_ids)
-        self.provider_rows -= len(function_ids)
 
     def _remove(self, draft: _Draft, worker_id: str, function_id: str) -> None:
         providers = self.providers[function_id]
@@ -275,7 +265,7 @@ class Registry:
         if not puts and not draft.drops:
             return
         dropped = [self._rows.pop(key) for key in draft.drops]
-        self._rows_bytes -= sum(map(len, dropped))
+        self.rows_bytes -= sum(map(len, dropped))
         if draft.leaver:  # its share is removed as a whole, so none of its rows is hashed
             self._total -= self._shares.pop(draft.leaver)
         else:
@@ -291,9 +281,9 @@ class Registry:
         share = wire.row_hash(row)
         if before is not None:
             share -= wire.row_hash(before)
-            self._rows_bytes -= len(before)
+            self.rows_bytes -= len(before)
         self._rows[key] = row
-        self._rows_bytes += len(row)
+        self.rows_bytes += len(row)
         self._add_share(key[0], share)
 
     def _add_share(self, worker_id: str, share: int) -> None:

@@ -13,6 +13,7 @@ import math
 from ... import wire
 from ..deadlines import Alarm
 from .events import EVERYONE, Outbox, Settings
+from .history import chunks
 from .registry import Registry
 from .sessions import Sessions
 
@@ -52,7 +53,7 @@ class Stream:
     def publish(self, now: float) -> Outbox:
         """The fresh deltas in one message, or in a few if there are many; none if they wait for more."""
         history = self._registry.history
-        if not history.has_fresh:
+        if not history.fresh:
             return []
         if now < self._publish_at:
             self._alarm.no_later_than(self._publish_at)
@@ -60,17 +61,5 @@ class Stream:
         cost_s = self._settings.wake_s * len(self._sessions)
         self._paid_until = max(self._paid_until, now - (PROMPT_IN_A_ROW - 1) * cost_s) + cost_s
         self._publish_at = max(now + self._settings.gather_s, self._paid_until)
-        return [(EVERYONE, wire.Deltas(0, self._registry.epoch, batch)) for batch in _batches(history.take_fresh())]
-
-
-def _batches(deltas: list[bytes]) -> list[list[bytes]]:
-    """Batches of at most DELTAS_BYTES_MAX bytes each, or of one larger delta."""
-    batches: list[list[bytes]] = [[]]
-    size = 0
-    for delta in deltas:
-        if batches[-1] and size + len(delta) > DELTAS_BYTES_MAX:
-            batches.append([])
-            size = 0
-        batches[-1].append(delta)
-        size += len(delta)
-    return batches
+        batches = chunks(history.take_fresh(), DELTAS_BYTES_MAX)
+        return [(EVERYONE, wire.Deltas(0, self._registry.epoch, batch)) for batch, _ in batches]
