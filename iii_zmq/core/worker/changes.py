@@ -18,15 +18,9 @@ FUNCTION_REMOVED = "function_removed"
 FUNCTION_CHANGED = "function_changed"
 RESET = "reset"
 
-# A worker joins before its functions are added, and leaves after they are removed.
-_ORDER = {
-    kind: rank
-    for rank, kind in enumerate(
-        (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
-    )
-}
-
-
+# How changes of one delta are told: a worker joins before its functions are added, and leaves after they are removed.
+ORDER = (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
+_RANK = {kind: rank for rank, kind in enumerate(ORDER)}
 _new = tuple.__new__
 
 
@@ -82,16 +76,15 @@ def changes_of(
 
     `content` is the content after them; `reason` says why rows were dropped, if any were.
     """
-    ranks: list[list[Change]] = [[] for _ in _ORDER]
+    ranks: list[list[Change]] = [[] for _ in ORDER]
     names = _Names(content, edits)
     count, (epoch, seq) = content.holder_count, position
-    added = ranks[_ORDER[FUNCTION_ADDED]]
+    added = ranks[_RANK[FUNCTION_ADDED]]
     for (worker_id, function_id), before, after in edits:
         name = names[worker_id]
         if function_id and before is None:  # by far the most frequent while many workers join
-            added.append(
-                _new(Change, (FUNCTION_ADDED, function_id, worker_id, name, None, epoch, seq, count(function_id)))
-            )
+            change = _new(Change, (FUNCTION_ADDED, function_id, worker_id, name, None, epoch, seq, count(function_id)))
+            added.append(change)
             continue
         why = reason if after is None else None
         if function_id:
@@ -100,11 +93,11 @@ def changes_of(
         else:
             kind = WORKER_LEFT if after is None else WORKER_JOINED if before is None else WORKER_CHANGED
             change = Change(kind, None, worker_id, name, why, epoch, seq, None)
-        ranks[_ORDER[kind]].append(change)
+        ranks[_RANK[kind]].append(change)
     if leave is not None:
         name = read_worker(leave.row).name
-        ranks[_ORDER[FUNCTION_REMOVED]] += _removed(leave, content.others(leave), name, position, reason)
-        ranks[_ORDER[WORKER_LEFT]].append(Change(WORKER_LEFT, None, leave.worker_id, name, reason, epoch, seq, None))
+        ranks[_RANK[FUNCTION_REMOVED]] += _removed(leave, content.others(leave), name, position, reason)
+        ranks[_RANK[WORKER_LEFT]].append(Change(WORKER_LEFT, None, leave.worker_id, name, reason, epoch, seq, None))
     return [change for rank in ranks for change in rank]
 
 
@@ -117,10 +110,7 @@ def _removed(leave: Leave, others: dict[str, int], name: str, position: Position
     ]
     if not others:
         return changes
-    return [
-        change._replace(providers=others.get(function_id, 0))
-        for function_id, change in zip(offers, changes, strict=True)
-    ]
+    return [change._replace(providers=others.get(id, 0)) for id, change in zip(offers, changes, strict=True)]
 
 
 class _Names(dict[str, "str | None"]):
@@ -131,10 +121,9 @@ class _Names(dict[str, "str | None"]):
         self._edits = edits
 
     def __missing__(self, worker_id: str) -> str | None:
-        row = self._content.get((worker_id, "")) or self._dropped(worker_id)
+        key = (worker_id, "")
+        row = self._content.get(key)
+        if row is None:
+            row = next((before for edited, before, after in self._edits if edited == key and after is None), None)
         name = self[worker_id] = None if row is None else read_worker(row).name
         return name
-
-    def _dropped(self, worker_id: str) -> bytes | None:
-        key = (worker_id, "")
-        return next((before for edited, before, after in self._edits if edited == key and after is None), None)

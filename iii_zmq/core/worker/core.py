@@ -24,24 +24,9 @@ from itertools import count
 from ... import errors, wire
 from ...errors import assert_never
 from ..counters import WORKER_COUNTERS, new_counters
+from . import events
 from .changes import Change
-from .events import (
-    BROKER,
-    CONNECTED,
-    STREAM,
-    Changes,
-    Connected,
-    Disconnected,
-    Events,
-    Failed,
-    Happening,
-    Outbox,
-    Reached,
-    StreamConnected,
-    StreamDisconnected,
-    StreamFailed,
-    Unsent,
-)
+from .events import BROKER, CONNECTED, STREAM, Changes, Events, Happening, Outbox
 from .incoming import Incoming
 from .membership import LEFT, OPEN, OPENING, OVER, Membership, Profile
 from .offers import Offers
@@ -131,7 +116,6 @@ class WorkerCore:
             self._session.on_overdue(now)
 
     def next_deadline(self) -> float | None:
-        """When `tick` is next due."""
         due = min(self.membership.due, self.outgoing.due, self.following.due)
         return None if due == math.inf else due
 
@@ -143,9 +127,9 @@ class WorkerCore:
 
     def take_events(self) -> Events:
         """What the facade must know or do, in order."""
-        events = self.events[:]
+        told = self.events[:]
         self.events.clear()
-        return events
+        return told
 
     @property
     def is_level(self) -> bool:
@@ -205,8 +189,7 @@ class WorkerCore:
     def has_left(self) -> bool:
         """After `leave`: True if the replica shows that the broker took the Bye, or if nothing will ever show it."""
         welcome = self.membership.welcome
-        is_shown = self.membership.phase == LEFT and welcome is not None and welcome.worker_id in self.replica.workers
-        return not is_shown
+        return self.membership.phase != LEFT or welcome is None or welcome.worker_id not in self.replica.workers
 
     def end(self, text: str = "closed") -> None:
         """Ends for good: open calls fail and the sockets are closed."""
@@ -226,20 +209,20 @@ class WorkerCore:
 
     def _on_link(self, happening: Happening, now: float) -> None:
         match happening:
-            case Connected():
+            case events.Connected():
                 self._session.on_connected(now)
-            case Disconnected():
+            case events.Disconnected():
                 self._session.on_disconnected(now)
-            case StreamDisconnected():
+            case events.StreamDisconnected():
                 self._session.on_stream_disconnected(now)
-            case Failed() | StreamFailed():
+            case events.Failed() | events.StreamFailed():
                 self._session.on_failed(happening, now)
-            case Reached():
+            case events.Reached():
                 self.membership.reached()
-            case Unsent():
+            case events.Unsent():
                 if isinstance(happening.message, wire.Call):
                     self.outgoing.unsent(happening.message, now)
-            case StreamConnected():
+            case events.StreamConnected():
                 pass
             case _:
                 assert_never(happening)
@@ -296,11 +279,8 @@ class WorkerCore:
     def _check_level(self) -> None:
         if self.offers.waiting:
             self.offers.settle(self.replica.position, self.following.level)
-        if (
-            self.membership.state != CONNECTED
-            and self.following.level
-            and self.offers.is_settled(self.replica.position)
-        ):
+        is_connected = self.membership.state == CONNECTED
+        if not is_connected and self.following.level and self.offers.is_settled(self.replica.position):
             self.membership.level()
 
     # -- time ----------------------------------------------------------------------------------------------------------

@@ -37,9 +37,7 @@ class Incoming:
         elif call.remaining_ms <= 0:
             self._outbox.append((BROKER, _too_late(number, call.function_id)))
         else:
-            deadline = now + call.remaining_ms / 1000
-            run = RunCall(call, deadline, self.epoch)
-            self._running[number] = run
+            run = self._running[number] = RunCall(call, now + call.remaining_ms / 1000, self.epoch)
             self._events.append(run)
 
     def on_cancel(self, number: int) -> None:
@@ -50,23 +48,19 @@ class Incoming:
 
     def finish(self, run: RunCall, payload: wire.Payload) -> None:
         """The handler returned."""
-        if self._close(run):
-            self._outbox.append((BROKER, wire.Result(run.number, payload)))
+        self._answer(run, wire.Result(run.number, payload))
 
     def fail(self, run: RunCall, type_name: str, text: str) -> None:
         """The handler raised."""
-        if self._close(run):
-            self._outbox.append((BROKER, _raised(run.number, type_name, text)))
+        self._answer(run, _raised(run.number, type_name, text))
 
     def decline(self, run: RunCall) -> None:
         """Declines a call that was cancelled or expired in the queue."""
-        if self._close(run):
-            self._outbox.append((BROKER, _too_late(run.number, run.function_id)))
+        self._answer(run, _too_late(run.number, run.function_id))
 
     def disown(self, run: RunCall) -> None:
         """Returns a call whose function was unregistered before it started: another provider may take it."""
-        if self._close(run):
-            self._outbox.append((BROKER, _not_offered(run.number, run.function_id)))
+        self._answer(run, _not_offered(run.number, run.function_id))
 
     def orphan(self) -> None:
         """Orphans all running calls: their broker is gone, so nobody hears of their outcome."""
@@ -75,17 +69,16 @@ class Incoming:
             run.cancelled = True
             self._events.append(CancelCall(run))
 
-    def _close(self, run: RunCall) -> bool:
+    def _answer(self, run: RunCall, message: wire.Result | wire.Failure) -> None:
         if self._running.get(run.number) is run:
             del self._running[run.number]
-            return True
-        self._counters["results_orphaned"] += 1
-        return False
+            self._outbox.append((BROKER, message))
+        else:
+            self._counters["results_orphaned"] += 1
 
 
 def _not_offered(number: int, function_id: str) -> wire.Failure:
-    text = f"{function_id} is no longer offered here"
-    return wire.Failure(number, errors.NO_PROVIDER, "not_handed_over", "", text)
+    return wire.Failure(number, errors.NO_PROVIDER, "not_handed_over", "", f"{function_id} is no longer offered here")
 
 
 def _too_late(number: int, function_id: str) -> wire.Failure:

@@ -20,22 +20,8 @@ from dataclasses import dataclass
 
 from ... import wire
 from ..counters import Counters
-from .events import (
-    CLOSED,
-    CONNECTED,
-    CONNECTING,
-    LINK,
-    NEW,
-    STALE,
-    Connect,
-    Disconnect,
-    DropControl,
-    Events,
-    OpenStream,
-    Outbox,
-    StateChanged,
-    Troubled,
-)
+from . import events
+from .events import CLOSED, CONNECTED, CONNECTING, LINK, NEW, STALE, Events, Outbox
 
 IDLE, PAUSING, AWAITING_CONNECTION = "idle", "pausing", "connecting"
 GREETING, OPENING, OPEN, LEFT, OVER = "greeting", "opening", "open", "left", "over"
@@ -129,8 +115,7 @@ class Membership:
         self._enter(AWAITING_CONNECTION, now + FRESH_S)
         self._counters["connects"] += 1
         self._say_state(STALE if self.state == STALE else CONNECTING, self.trouble)
-        heartbeat_ms, ttl_ms = self._zmtp_times()
-        self._outbox.append((LINK, Connect(self._profile.url, heartbeat_ms, ttl_ms)))
+        self._outbox.append((LINK, events.Connect(self._profile.url, *self._zmtp_times())))
 
     def reconnect(self, now: float, trouble: str, state: str = CONNECTING, *, drop_stream: bool = False) -> None:
         """Drops the control socket; a fresh one comes after a wait that grows with each failure in a row."""
@@ -146,7 +131,7 @@ class Membership:
         if self._attempts:
             wait = min(wait_max, BACKOFF_FIRST_S * 2 ** min(self._attempts, 10)) * (0.5 + self._random() / 2)
         self._attempts += 1
-        self._outbox.append((LINK, Disconnect() if drop_stream else DropControl()))
+        self._outbox.append((LINK, events.Disconnect() if drop_stream else events.DropControl()))
         self._enter(PAUSING, now + wait)
 
     def forget_failures(self) -> None:
@@ -167,7 +152,7 @@ class Membership:
         url = resolve_stream_url(self._profile.url, self._profile.stream_url or welcome.stream_url)
         topics = (wire.STREAM_TOPIC, wire.presence_topic(welcome.token))
         self.trouble = self._stream_trouble = f"the broker answers, but its stream at {url} does not"
-        self._outbox.append((LINK, OpenStream(url, topics, *self._zmtp_times())))
+        self._outbox.append((LINK, events.OpenStream(url, topics, *self._zmtp_times())))
         self._enter(OPENING, now + self._answer_s())
 
     def opened(self, now: float) -> None:
@@ -193,7 +178,7 @@ class Membership:
         self.trouble = trouble
         if trouble not in self._told and len(self._told) < TOLD_MAX:
             self._told.add(trouble)
-            self._events.append(Troubled(trouble))
+            self._events.append(events.Troubled(trouble))
 
     def stream_failed(self, text: str, failures: int, now: float) -> None:
         """The stream failed before the broker heard our presence, after `failures` earlier ones: libzmq may give up."""
@@ -218,7 +203,7 @@ class Membership:
     def end(self, text: str) -> None:
         """Ends for good: there is no further session."""
         self._enter(OVER, math.inf)
-        self._outbox.append((LINK, Disconnect()))
+        self._outbox.append((LINK, events.Disconnect()))
         self._say_state(CLOSED, text)
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -252,15 +237,14 @@ class Membership:
     def _say_state(self, state: str, text: str) -> None:
         if state != self.state:
             self.state = state
-            self._events.append(StateChanged(state, text))
+            self._events.append(events.StateChanged(state, text))
 
     def _answer_s(self) -> float:
         return max(ANSWER_S, ANSWER_BEATS * self.heartbeat_s)
 
     def _zmtp_times(self) -> tuple[int, int]:
-        if self.welcome is None:
-            return HEARTBEAT_MS, TTL_MS
-        return self.welcome.heartbeat_ms, self.welcome.ttl_ms
+        welcome = self.welcome
+        return (HEARTBEAT_MS, TTL_MS) if welcome is None else (welcome.heartbeat_ms, welcome.ttl_ms)
 
 
 def resolve_stream_url(url: str, stream_url: str) -> str:

@@ -23,12 +23,8 @@ FRAME_BYTES_MAX = 900_000  # bytes of entries in one Register: with its framing 
 Refusal = tuple[str, str, str]
 """(function id, code, text)."""
 
-
-@dataclass(slots=True)
-class _Batch:
-    """One Register or Unregister on its way, in the order sent. None marks a function to unregister."""
-
-    items: list[tuple[str, bytes | None]]
+_Items = list[tuple[str, "bytes | None"]]
+"""(function id, its entry, or None to unregister it), in the order of one Register or Unregister."""
 
 
 @dataclass(slots=True)
@@ -49,7 +45,7 @@ class Offers:
         self._new_number = new_number
         self.wanted: dict[str, bytes] = {}
         self._held: dict[str, bytes] = {}
-        self._batches: dict[int, _Batch] = {}
+        self._batches: dict[int, _Items] = {}  # on their way
         self._tickets: dict[int, _Ticket] = {}
         self._open = False
         self._batch_max = wire.BATCH_MAX
@@ -106,7 +102,9 @@ class Offers:
             ticket.epoch, ticket.seq = "", 0  # its old position may be another broker's: being level is enough
         self._send([(name, entry) for name, entry in self.wanted.items() if self._held.get(name) != entry])
         self._send([(name, None) for name in self._held if name not in self.wanted])
-        self._drop_answered()
+        for ticket in self._tickets.values():  # what the broker holds as it is wanted was not sent again
+            for name in [name for name in ticket.open if self._held.get(name) == self.wanted.get(name)]:
+                del ticket.open[name]
 
     def paused(self) -> None:
         """The session is gone: a batch on its way may or may not have arrived."""
@@ -128,7 +126,7 @@ class Offers:
         batch = self._batches.pop(refuse.number, None)
         if batch is None:
             return False
-        refused = dict.fromkeys(range(len(batch.items)), (refuse.code, refuse.text))
+        refused = dict.fromkeys(range(len(batch)), (refuse.code, refuse.text))
         self._take_answer(refuse.number, batch, refused, ("", 0))
         return True
 
@@ -150,30 +148,23 @@ class Offers:
             self._send(list(items.items()))
         return number
 
-    def _send(self, items: list[tuple[str, bytes | None]]) -> None:
+    def _send(self, items: _Items) -> None:
         for batch in _batches(items, self._batch_max):
             number = self._new_number()
-            self._batches[number] = _Batch(batch)
+            self._batches[number] = batch
             entries = [entry for _, entry in batch if entry is not None]
-            message = (
-                wire.Register(number, entries) if entries else wire.Unregister(number, [name for name, _ in batch])
-            )
+            names = [name for name, _ in batch]
+            message = wire.Register(number, entries) if entries else wire.Unregister(number, names)
             self._outbox.append((BROKER, message))
-
-    def _drop_answered(self) -> None:
-        """Closes what needs no answer: a function that the broker already holds as it is wanted was not sent again."""
-        for ticket in self._tickets.values():
-            for name in [name for name in ticket.open if self._held.get(name) == self.wanted.get(name)]:
-                del ticket.open[name]
 
     # Tickets and batches share one sequence of numbers: a batch answers only tickets that are older than itself. The
     # entries can't tell that: in "unregister, register, unregister" the first answer looks like the third one.
 
     def _take_answer(
-        self, number: int, batch: _Batch, refused: dict[int, tuple[str, str]], at: tuple[str, int]
+        self, number: int, batch: _Items, refused: dict[int, tuple[str, str]], at: tuple[str, int]
     ) -> None:
         homeless: list[Refusal] = []
-        for index, (name, entry) in enumerate(batch.items):
+        for index, (name, entry) in enumerate(batch):
             refusal = None if entry is None else refused.get(index)
             if refusal is not None:
                 if not self._refuse_tickets(number, name, entry, (name, *refusal)):
@@ -183,15 +174,12 @@ class Offers:
                 self._held.pop(name, None)
             else:
                 self._held[name] = entry
-            self._answer_tickets(number, name, entry, at)
+            # An answer for the version that is wanted now also ends the wait for earlier versions.
+            for ticket in self._tickets_before(number, name, entry):
+                del ticket.open[name]
+                ticket.epoch, ticket.seq = at
         if homeless:
             self._events.append(NotOffered(homeless))
-
-    def _answer_tickets(self, number: int, name: str, entry: bytes | None, at: tuple[str, int]) -> None:
-        """An answer for the version that is wanted now also ends the wait for earlier versions."""
-        for ticket in self._tickets_before(number, name, entry):
-            del ticket.open[name]
-            ticket.epoch, ticket.seq = at
 
     def _refuse_tickets(self, number: int, name: str, entry: bytes | None, refusal: Refusal) -> bool:
         """True if a ticket waits for this one: it is then no longer wanted. Else the next session tries again."""
@@ -226,7 +214,7 @@ class Offers:
             self.wanted[name] = held
 
 
-def _batches(items: list[tuple[str, bytes | None]], batch_max: int) -> Iterable[list[tuple[str, bytes | None]]]:
+def _batches(items: _Items, batch_max: int) -> Iterable[_Items]:
     """Runs of at most `batch_max` items and FRAME_BYTES_MAX bytes."""
     start = size = 0
     for end, (name, entry) in enumerate(items):

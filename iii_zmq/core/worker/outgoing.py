@@ -115,8 +115,7 @@ class Outgoing:
 
     def on_failure(self, failure: wire.Failure) -> None:
         if self._sent.pop(failure.number, None) is not None:
-            text = failure.text or failure.code
-            error = errors.call_failure(failure.code, failure.fate, failure.type, text)
+            error = errors.call_failure(failure.code, failure.fate, failure.type, failure.text or failure.code)
             self._events.append(CallEnded(failure.number, error))
         elif self._sends.has_answered(failure.number):
             pass
@@ -175,10 +174,7 @@ class Outgoing:
         self.due = math.inf
 
     def tick(self, now: float, trouble: str = "") -> None:
-        """Ends expired calls; `trouble` is why there is no session.
-
-        Scans every open call, but only when a deadline has come.
-        """
+        """Ends expired calls; `trouble` is why there is no session. Scans the open calls if a deadline has come."""
         if now < self.due:
             return
         for number in [number for number, sent in self._sent.items() if sent.deadline + GRACE_S <= now]:
@@ -209,8 +205,7 @@ class Outgoing:
         self._counters["calls_expired"] += 1
         self._outbox.append((BROKER, wire.Cancel(number)))
         text = f"{sent.function_id}: timed out, and the broker did not report why"
-        error = errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT)
-        self._events.append(CallEnded(number, error))
+        self._tell(number, errors.CallTimeout(text, "possibly_executed", errors.TIMEOUT))
 
     def _run_out(self, number: int, waiting: _Waiting, now: float, trouble: str) -> None:
         text = f"{waiting.call.function_id}: no session with the broker"
@@ -218,8 +213,8 @@ class Outgoing:
         if now < waiting.deadline:
             self._end(number, text + why, "not_handed_over")
         else:
-            error = errors.CallTimeout(f"{text} within its timeout{why}", "not_handed_over", errors.TIMEOUT)
-            self._tell(number, error)
+            text = f"{text} within its timeout{why}"
+            self._tell(number, errors.CallTimeout(text, "not_handed_over", errors.TIMEOUT))
 
     def _end(self, number: int, text: str, fate: errors.Fate) -> None:
         self._counters["calls_broker_lost"] += 1

@@ -39,12 +39,7 @@ HELD_BYTES_MAX = 64 * 1024 * 1024  # as much as the broker keeps for those who r
 
 Wanted = Literal["gap", "overrun", "digest", "epoch"]
 _WEIGHT: dict[str | None, int] = {None: 0, "gap": 1, "overrun": 2, "digest": 3, "epoch": 4}
-_COUNTERS: dict[Wanted, str] = {
-    "gap": "gaps",
-    "overrun": "overruns",
-    "digest": "digest_mismatches",
-    "epoch": "foreign_epochs",
-}
+_COUNTERS = {"gap": "gaps", "overrun": "overruns", "digest": "digest_mismatches", "epoch": "foreign_epochs"}
 
 NOWHERE = Position("", 0)
 
@@ -90,12 +85,7 @@ class _Answer:
 
 
 class Replica:
-    """The registry as this worker knows it. Each `on_` returns the changes to report to users, in order.
-
-    `counters` has: `deltas` applied; `stale_ignored`: deltas, beacons and parts that were already known or not awaited;
-    `gaps`, `overruns`, `digest_mismatches`, `foreign_epochs` found; `snapshots` put in place; `resumes`: answers with
-    missing deltas only; `snapshots_refused`: older than the replica; `broken_answers`: malformed parts.
-    """
+    """The registry as this worker knows it. Each `on_` returns the changes to report to users, in order."""
 
     def __init__(
         self,
@@ -114,7 +104,7 @@ class Replica:
         self.functions: Mapping[str, Function] = Functions(lambda: self._content)
         self.workers: Mapping[str, WorkerInfo] = Workers(lambda: self._content)
         self._content = Content()
-        self._position = NOWHERE
+        self.position = NOWHERE  # the content's; within an epoch it never goes backwards
         self._is_loaded = False  # True once a snapshot is in place
         self._was_complete = False  # once True, changes are reported
         self._is_snapshot_needed = False  # True if deltas can't repair the content
@@ -123,11 +113,6 @@ class Replica:
         self._held = _Held(held_max, held_bytes_max)
 
     # -- queries -------------------------------------------------------------------------------------------------------
-
-    @property
-    def position(self) -> Position:
-        """The content's position; within an epoch it never goes backwards."""
-        return self._position
 
     @property
     def digest(self) -> bytes:
@@ -151,7 +136,7 @@ class Replica:
 
     def sync_position(self) -> Position:
         """The position for Hello and Sync: the replica's own, or ("", 0) if only a snapshot helps."""
-        return NOWHERE if self._is_snapshot_needed else self._position
+        return NOWHERE if self._is_snapshot_needed else self.position
 
     def expect(self, number: int) -> None:
         """Hello or Sync `number` is on its way: from now on its answer is awaited, and no other."""
@@ -187,18 +172,18 @@ class Replica:
         self._content.tidy()
         if not self._is_loaded or self._answer is not None:
             return []  # the answer's own digests and the next beacon will show it
-        if beacon.epoch != self._position.epoch:
+        if beacon.epoch != self.position.epoch:
             self._want("epoch")
-        elif beacon.seq > self._position.seq:
+        elif beacon.seq > self.position.seq:
             self._want("gap")
-        elif beacon.seq < self._position.seq:
+        elif beacon.seq < self.position.seq:
             self.counters["stale_ignored"] += 1
         elif beacon.digest != self.digest:
             self._mismatch()
         return []
 
     def _on_step(self, epoch: str, step: Step) -> list[Change]:
-        at = self._position
+        at = self.position
         if epoch == at.epoch and step.seq <= at.seq:
             self.counters["stale_ignored"] += 1
         elif not self._is_loaded or self._answer is not None:
@@ -229,7 +214,12 @@ class Replica:
         except ProtocolError:
             self._break_off()
             raise
-        return [] if staged is None else self._audible(self._on_all_rows(answer, staged))
+        if staged is None:
+            return []
+        if staged.digest == answer.digest:
+            return self._audible(self._put_in_place(answer, staged))
+        self._mismatch()
+        return []
 
     def on_replay(self, part: wire.Replay) -> list[Change]:
         """Raises: ProtocolError; the answer then ends without a result, and none of the part's deltas is applied."""
@@ -237,7 +227,7 @@ class Replica:
         if answer is None:
             return []
         try:
-            steps = answer.read_deltas(part, self._position, self._shared)
+            steps = answer.read_deltas(part, self.position, self._shared)
         except ProtocolError:
             self._break_off()
             raise
@@ -255,19 +245,13 @@ class Replica:
         answer.next_index += 1
         return answer
 
-    def _on_all_rows(self, answer: _Answer, staged: Content) -> list[Change]:
-        if staged.digest == answer.digest:
-            return self._put_in_place(answer, staged)
-        self._mismatch()
-        return []
-
     def _put_in_place(self, answer: _Answer, staged: Content) -> list[Change]:
         """Shows the staged content, unless it is older than the current one: then the next deltas bring it closer."""
         at = answer.at
-        if at.epoch == self._position.epoch and at.seq < self._position.seq:
+        if at.epoch == self.position.epoch and at.seq < self.position.seq:
             return []
         before, self._content, answer.staged = self._content, staged, None
-        self._position = at
+        self.position = at
         self._is_loaded = True
         self._is_snapshot_needed = False
         self.counters["snapshots"] += 1
@@ -284,7 +268,7 @@ class Replica:
         return changes + self._finish(answer) if is_last else changes
 
     def _on_missed_step(self, answer: _Answer, step: Step) -> list[Change]:
-        at = self._position if answer.staged is None else answer.at
+        at = self.position if answer.staged is None else answer.at
         if step.seq <= at.seq:
             self.counters["stale_ignored"] += 1
         elif step.seq > at.seq + 1:
@@ -320,22 +304,22 @@ class Replica:
         if applied is None:
             self._mismatch()
             return []
-        self._position = Position(self._position.epoch, step.seq)  # takes a third of the time of `_replace`
+        self.position = Position(self.position.epoch, step.seq)  # takes a third of the time of `_replace`
         self.counters["deltas"] += 1
         if not self._is_watched():
             return []
-        changes = self._shared.changes(self._position, step)
+        changes = self._shared.changes(self.position, step)
         if changes is None:
-            changes = changes_of(*applied, self._content, self._position, step.reason or None)
-            self._shared.keep(self._position, step, changes)
+            changes = changes_of(*applied, self._content, self.position, step.reason or None)
+            self._shared.keep(self.position, step, changes)
         return changes
 
     def _drain(self) -> list[Change]:
         """Applies held deltas that now follow. Those beyond a hole stay until an answer fills it."""
         changes: list[Change] = []
-        while (step := self._held.pop(*self._position)) is not None:
+        while (step := self._held.pop(*self.position)) is not None:
             changes += self._advance(step)
-        if self._held.keep_beyond(self._position):
+        if self._held.keep_beyond(self.position):
             self._want("gap")
         return changes
 

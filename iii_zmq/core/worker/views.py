@@ -45,17 +45,7 @@ class Function:
 
     def to_json(self) -> dict[str, Any]:
         """One element of `functions --json` and of `engine::functions::list`."""
-        return {
-            "id": self.id,
-            "description": self.description,
-            "metadata": self.metadata or {},
-            "exclusive": self.exclusive,
-            "idempotent": self.idempotent,
-            "internal": self.internal,
-            "request_schema": self.request_schema,
-            "response_schema": self.response_schema,
-            "providers": [asdict(provider) for provider in self.providers],
-        }
+        return wire.function_json(self, [asdict(provider) for provider in self.providers])
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,15 +62,7 @@ class WorkerInfo:
 
     def to_json(self) -> dict[str, Any]:
         """One element of `workers --json`, without `in_flight`, which only the broker knows."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "host": self.host,
-            "pid": self.pid,
-            "state": self.state,
-            "metadata": self.metadata,
-            "functions": list(self.functions),
-        }
+        return {**asdict(self), "functions": list(self.functions)}
 
 
 class LiveMapping(Mapping[str, _V]):
@@ -191,16 +173,9 @@ def _function(content: Content, function_id: str, offers: list[wire.ProviderRow]
     shown = next((offer for offer in offers if offer.active), offers[0])
     entry = wire.decode_entry(shown.entry)
     return Function(
-        function_id,
-        entry.description,
-        entry.request_schema,
-        entry.response_schema,
-        entry.metadata,
-        entry.exclusive,
-        entry.idempotent,
-        entry.internal,
-        tuple([_provider(content, offer) for offer in offers]),
-    )
+        function_id, entry.description, entry.request_schema, entry.response_schema, entry.metadata,
+        entry.exclusive, entry.idempotent, entry.internal, tuple([_provider(content, offer) for offer in offers]),
+    )  # fmt: skip
 
 
 def _provider(content: Content, offer: wire.ProviderRow) -> Provider:
