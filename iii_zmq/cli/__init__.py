@@ -27,7 +27,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (BrokenPipeError, SystemExit):  # the reader closed the pipe; click turns that into SystemExit
-        return _leave_broken_pipe()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        return 0
 
 
 def _run(words: list[str]) -> int:
@@ -38,9 +39,3 @@ def _run(words: list[str]) -> int:
     exit = run(words)
     sys.stdout.flush()
     return exit
-
-
-def _leave_broken_pipe() -> int:
-    """Otherwise Python would complain once more when it flushes stdout at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

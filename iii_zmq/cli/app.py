@@ -31,17 +31,12 @@ def run(words: list[str]) -> int:
         ended = typer.main.get_command(app)(words, prog_name="iii-broker", standalone_mode=False)
     except _ParsingFailed as error:
         text: str = error.format_message()  # type: ignore[attr-defined]
-        return _report(Problem(Exit.USAGE, "usage", text), as_json)
+        return Problem(Exit.USAGE, "usage", text).report(as_json)
     except (CommandError, errors.IIIError) as error:
-        return _report(problem_of(error), as_json)
+        return problem_of(error).report(as_json)
     except typer.Abort:
         return Exit.INTERRUPTED
     return ended if isinstance(ended, int) else Exit.OK
-
-
-def _report(problem: Problem, as_json: bool) -> int:
-    problem.report(as_json)
-    return problem.exit
 
 
 # -- options that several verbs share ----------------------------------------------------------------------------------
@@ -53,23 +48,21 @@ def _check_seconds(value: float | None) -> float | None:
     return value
 
 
-Url = Annotated[
-    str | None,
-    typer.Option("--url", metavar="URL", help="The broker's address. [default: III_URL, else tcp://127.0.0.1:5570]"),
-]
+def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, **more)
+
+
+_URL_HELP = "The broker's address. [default: III_URL, else tcp://127.0.0.1:5570]"
+_STREAM_HELP = "Address of the stream of changes. [default: the next port; for ipc the path + .stream]"
+_SECONDS: dict[str, Any] = {"callback": _check_seconds}
+_HIDDEN: dict[str, Any] = {"show_default": False}  # an empty default
+
+Url = Annotated[str | None, _option("--url", "URL", _URL_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Timeout = Annotated[
-    float, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Give up after this many seconds.")
-]
-MaybeTimeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="S", callback=_check_seconds, help="Stop after this many seconds.")
-]
-Search = Annotated[
-    str, typer.Option("--search", metavar="TEXT", help="Only rows that contain this text.", show_default=False)
-]
-OfWorker = Annotated[
-    str, typer.Option("--worker", metavar="ID", help="Only this worker (id or name).", show_default=False)
-]
+Timeout = Annotated[float, _option("--timeout", "S", "Give up after this many seconds.", **_SECONDS)]
+MaybeTimeout = Annotated[float | None, _option("--timeout", "S", "Stop after this many seconds.", **_SECONDS)]
+Search = Annotated[str, _option("--search", "TEXT", "Only rows that contain this text.", **_HIDDEN)]
+OfWorker = Annotated[str, _option("--worker", "ID", "Only this worker (id or name).", **_HIDDEN)]
 
 
 def _show_version(asked: bool) -> None:
@@ -103,24 +96,15 @@ def iii_broker(
 
 @app.command()
 def serve(
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Address to serve on; port 0 picks a free one.")] = (
-        "tcp://127.0.0.1:5570"
+    url: Annotated[
+        str, _option("--url", "URL", "Address to serve on; port 0 picks a free one.")
+    ] = "tcp://127.0.0.1:5570",
+    stream_url: Annotated[str | None, _option("--stream-url", "URL", _STREAM_HELP)] = None,
+    heartbeat: Annotated[float, _option("--heartbeat", "S", "Seconds between heartbeats.")] = 0.5,
+    ttl: Annotated[float, _option("--ttl", "S", "Seconds of silence after which a worker counts as dead.")] = 2.0,
+    log_level: Annotated[str, _option("--log-level", "L", "What to log on stderr: debug, info, warning or error.")] = (
+        "info"
     ),
-    stream_url: Annotated[
-        str | None,
-        typer.Option(
-            "--stream-url",
-            metavar="URL",
-            help="Address of the stream of changes. [default: the next port; for ipc the path + .stream]",
-        ),
-    ] = None,
-    heartbeat: Annotated[float, typer.Option("--heartbeat", metavar="S", help="Seconds between heartbeats.")] = 0.5,
-    ttl: Annotated[
-        float, typer.Option("--ttl", metavar="S", help="Seconds of silence after which a worker counts as dead.")
-    ] = 2.0,
-    log_level: Annotated[
-        str, typer.Option("--log-level", metavar="L", help="What to log on stderr: debug, info, warning or error.")
-    ] = "info",
     as_json: AsJson = False,
 ) -> None:
     """Serve the registry until Ctrl-C or SIGTERM. iii-broker without a verb does the same.
@@ -159,9 +143,7 @@ def demo(as_json: AsJson = False) -> None:
 
 @app.command()
 def functions(
-    prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="Only ids that begin with this.", show_default=False)
-    ] = "",
+    prefix: Annotated[str, _option("--prefix", "P", "Only ids that begin with this.", **_HIDDEN)] = "",
     search: Search = "",
     worker: OfWorker = "",
     all_: Annotated[bool, typer.Option("--all", help="Include internal functions and the broker's own.")] = False,
@@ -183,9 +165,7 @@ def functions(
 
 @app.command()
 def workers(
-    prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="Only names that begin with this.", show_default=False)
-    ] = "",
+    prefix: Annotated[str, _option("--prefix", "P", "Only names that begin with this.", **_HIDDEN)] = "",
     search: Search = "",
     worker: OfWorker = "",
     all_: Annotated[bool, typer.Option("--all", help="No effect: all workers are always listed.")] = False,
@@ -230,16 +210,8 @@ def watch(
         list[str] | None,
         typer.Argument(metavar="[PATTERN]...", help="Only functions whose id matches, such as 'orders::*'."),
     ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="[EPOCH:]SEQ", help="Start with the change after this position.", show_default=False
-        ),
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option("--count", metavar="N", min=0, help="Stop after N changes; a batch is one.", show_default=False),
-    ] = None,
+    start: Annotated[str | None, _option("--from", "[EPOCH:]SEQ", "Start with the change after this position.")] = None,
+    count: Annotated[int | None, _option("--count", "N", "Stop after N changes; a batch is one.", min=0)] = None,
     timeout: MaybeTimeout = None,
     url: Url = None,
     as_json: AsJson = False,
@@ -270,9 +242,7 @@ def call(
         typer.Argument(metavar="[JSON|KEY=VALUE...|-]", help="One JSON text, KEY=VALUE pairs, or - for stdin."),
     ] = None,
     timeout: Timeout = 30.0,
-    worker: Annotated[
-        str | None, typer.Option("--worker", metavar="ID", help="Call this provider only.", show_default=False)
-    ] = None,
+    worker: Annotated[str | None, _option("--worker", "ID", "Call this provider only.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -352,11 +322,6 @@ def bench(context: typer.Context) -> None:
       iii-broker bench join --mode pinned
       iii-broker bench -- --help
     """
-    run_bench(context.args)
-
-
-def run_bench(words: list[str]) -> Any:
-    """Replaces this process by `python -m bench`."""
     import os
     import sys
     from pathlib import Path
@@ -366,4 +331,4 @@ def run_bench(words: list[str]) -> Any:
         raise usage("bench needs a checkout of the project: the installed package does not contain it")
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    os.execv(sys.executable, [sys.executable, "-m", "bench", *words])
+    os.execv(sys.executable, [sys.executable, "-m", "bench", *context.args])

@@ -22,22 +22,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from .. import wire
-from ..core.worker.changes import (
-    FUNCTION_ADDED,
-    FUNCTION_CHANGED,
-    FUNCTION_REMOVED,
-    WORKER_CHANGED,
-    WORKER_JOINED,
-    WORKER_LEFT,
-    Change,
-)
+from ..core.worker.changes import ORDER, Change
 from ..wire import Delta, RowKey, WorkerRow
 
 _MODULUS = 1 << (8 * wire.DIGEST_BYTES)
-# Kind by (existed before, exists now); `_ORDER` is the order in which the changes of one delta are printed.
-_WORKER = {(False, True): WORKER_JOINED, (True, True): WORKER_CHANGED, (True, False): WORKER_LEFT}
-_FUNCTION = {(False, True): FUNCTION_ADDED, (True, True): FUNCTION_CHANGED, (True, False): FUNCTION_REMOVED}
-_ORDER = (WORKER_JOINED, FUNCTION_ADDED, FUNCTION_CHANGED, FUNCTION_REMOVED, WORKER_CHANGED, WORKER_LEFT)
+# Kind by (existed before, exists now).
+_WORKER = {(False, True): "worker_joined", (True, True): "worker_changed", (True, False): "worker_left"}
+_FUNCTION = {(False, True): "function_added", (True, True): "function_changed", (True, False): "function_removed"}
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,9 +77,8 @@ def leaves_doubt(deltas: Iterable[Delta], digest: bytes | None) -> bool:
 def _change(event: _Event, names: Mapping[str, str], counts: Mapping[str, int], epoch: str) -> Change:
     worker_id, function_id = event.key
     count = counts[function_id] if function_id else None
-    return Change(
-        event.kind, function_id or None, worker_id, names.get(worker_id), event.reason, epoch, event.seq, count
-    )
+    name = names.get(worker_id)
+    return Change(event.kind, function_id or None, worker_id, name, event.reason, epoch, event.seq, count)
 
 
 def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
@@ -99,7 +89,7 @@ def _events(deltas: Iterable[Delta], digest: bytes | None) -> list[_Event]:
         were_there = past.were_there(delta, digest)
         told = [_event(delta, key, True, False) for key in delta.drops]
         told += [_event(delta, key, key in were_there, True) for key in map(wire.row_key, delta.puts)]
-        events += sorted(told, key=lambda event: _ORDER.index(event.kind))
+        events += sorted(told, key=lambda event: ORDER.index(event.kind))
         past.take(delta, were_there)
         digest = delta.digest
     return events
@@ -164,4 +154,4 @@ def _counts_before(events: Iterable[_Event], present: Present) -> Counter[str]:
 
 
 def _step(event: _Event) -> int:
-    return {FUNCTION_ADDED: 1, FUNCTION_REMOVED: -1}.get(event.kind, 0)
+    return {"function_added": 1, "function_removed": -1}.get(event.kind, 0)

@@ -64,14 +64,15 @@ class Problem:
     message: str
     fate: str | None = None
 
-    def report(self, as_json: bool) -> None:
-        """Prints one line on stderr."""
+    def report(self, as_json: bool) -> int:
+        """Prints one line on stderr; the exit code."""
         message = one_line(self.message)
         if as_json:
             line = json.dumps({"error": self.code, "message": message, "fate": self.fate})
         else:
             line = f"iii-broker: {message}"
         print(line, file=sys.stderr, flush=True)
+        return self.exit
 
 
 def problem_of(error: CommandError | errors.IIIError) -> Problem:

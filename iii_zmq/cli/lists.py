@@ -34,9 +34,8 @@ class Filter:
     def takes_function(self, function: Json) -> bool:
         if function["internal"] and not self.all:
             return False
-        if self.worker and not any(
-            self.worker in (one["worker_id"], one["worker_name"]) for one in function["providers"]
-        ):
+        names = [name for one in function["providers"] for name in (one["worker_id"], one["worker_name"])]
+        if self.worker and self.worker not in names:
             return False
         return self._matches(function["id"], function["id"], function["description"] or "")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +25,13 @@ LAST_COLUMN_MIN = 12
 GAP = "  "  # between columns
 RIGHT = ("PID", "IN FLIGHT")
 FLAGS = ("exclusive", "idempotent", "internal")
+SIGNS = {
+    "worker_joined": ("+", "green"), "worker_changed": ("~", "yellow"), "worker_left": ("-", "red"),
+    "function_added": ("+", "green"), "function_changed": ("~", "yellow"), "function_removed": ("-", "red"),
+    "reset": ("!", "bold magenta"),
+}  # fmt: skip
 STATE_STYLES = {"ready": "green", "stalled": "bold yellow", "draining": "cyan"}
+LOSSES = {"left_bye": "left politely", "left_died": "died", "left_silent": "fell silent", "left_replaced": "replaced"}
 
 # Counters that stay zero while all is well, each with its text for people.
 TROUBLES = {
@@ -93,49 +99,43 @@ def print_workers(workers: Sequence[Json], position: Json) -> None:
 def print_function(function: Json) -> None:
     flags = [name for name in FLAGS if function[name]]
     _print_fields(
-        {
-            "function": _plain(function["id"], "bold"),
-            "description": _plain(function["description"] or "-"),
-            "flags": _plain(", ".join(flags) or "-"),
-            "providers": Text("\n").join(map(_provider_with_id, function["providers"])),
-            "request": _json(function["request_schema"]),
-            "response": _json(function["response_schema"]),
-            "metadata": _json(function["metadata"] or None),
-        }
+        function=_plain(function["id"], "bold"),
+        description=_plain(function["description"] or "-"),
+        flags=_plain(", ".join(flags) or "-"),
+        providers=Text("\n").join(map(_provider_with_id, function["providers"])),
+        request=_json(function["request_schema"]),
+        response=_json(function["response_schema"]),
+        metadata=_json(function["metadata"] or None),
     )
 
 
 def print_worker(worker: Json) -> None:
     _print_fields(
-        {
-            "worker": _plain(worker["name"], "bold"),
-            "id": _plain(worker["id"]),
-            "state": _state(worker["state"]),
-            "process": _plain(f"{worker['host']} pid {worker['pid']}"),
-            "in flight": _plain(str(worker["in_flight"])),
-            "metadata": _json(worker["metadata"] or None),
-            "functions": _plain("\n".join(worker["functions"]) or "-"),
-        }
+        worker=_plain(worker["name"], "bold"),
+        id=_plain(worker["id"]),
+        state=_state(worker["state"]),
+        process=_plain(f"{worker['host']} pid {worker['pid']}"),
+        in_flight=_plain(str(worker["in_flight"])),
+        metadata=_json(worker["metadata"] or None),
+        functions=_plain("\n".join(worker["functions"]) or "-"),
     )
 
 
 def print_status(status: Json) -> None:
     counters = status["counters"]
-    left = [(reason, counters.get(f"left_{reason}", 0)) for reason in ("bye", "died", "silent", "replaced")]
-    fields = {
-        "broker": _plain(f"version {status['version']}, up {_span(status['uptime_s'])}"),
-        "position": _plain(f"{status['epoch']}:{status['seq']}"),
-        "digest": _plain(status["digest"]),
-        "workers": _plain(f"{status['workers']} now; gone: {_losses(left)}"),
-        "functions": _plain(str(status["functions"])),
-        "calls": _plain(f"{status['in_flight']} in flight, {counters.get('calls', 0)} so far"),
-        "slowest turn": _plain(
-            f"{counters.get('turn_recent_max_ms', 0)} ms lately, {counters.get('turn_max_ms', 0)} ms ever"
-        ),
-    }
+    gone = [f"{counters[name]} {text}" for name, text in LOSSES.items() if counters.get(name)]
     troubles = [f"{counters[name]} {text}" for name, text in TROUBLES.items() if counters.get(name)]
-    fields["so far"] = Text("\n".join(troubles), style="yellow") if troubles else Text("no trouble", style="green")
-    _print_fields(fields)
+    turn_ms = [counters.get(name, 0) for name in ("turn_recent_max_ms", "turn_max_ms")]
+    _print_fields(
+        broker=_plain(f"version {status['version']}, up {_span(status['uptime_s'])}"),
+        position=_plain(f"{status['epoch']}:{status['seq']}"),
+        digest=_plain(status["digest"]),
+        workers=_plain(f"{status['workers']} now; gone: {', '.join(gone) or 'none'}"),
+        functions=_plain(str(status["functions"])),
+        calls=_plain(f"{status['in_flight']} in flight, {counters.get('calls', 0)} so far"),
+        slowest_turn=_plain(f"{turn_ms[0]} ms lately, {turn_ms[1]} ms ever"),
+        so_far=Text("\n".join(troubles), style="yellow") if troubles else Text("no trouble", style="green"),
+    )
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -179,11 +179,6 @@ def _names(names: Sequence[str]) -> Text:
 
 def _json(value: Any) -> Text:
     return _plain(json.dumps(value, ensure_ascii=False) if value is not None else "-")
-
-
-def _losses(left: Iterable[tuple[str, int]]) -> str:
-    words = {"bye": "left politely", "died": "died", "silent": "fell silent", "replaced": "replaced"}
-    return ", ".join(f"{count} {words[reason]}" for reason, count in left if count) or "none"
 
 
 def _span(seconds: float) -> str:
@@ -245,12 +240,12 @@ def _show(out: Console, line: Text) -> None:
         print(line.plain)
 
 
-def _print_fields(fields: dict[str, Text]) -> None:
+def _print_fields(**fields: Text) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in fields.items():
-        table.add_row(name, value)
+        table.add_row(name.replace("_", " "), value)
     put(console(), table)
 
 

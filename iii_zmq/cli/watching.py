@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from ..io.worker.sync_worker import Worker
     from .change_lines import Present
 
-STYLES = {
-    "worker_joined": "green",
-    "worker_left": "red",
-    "worker_changed": "yellow",
-    "function_added": "green",
-    "function_removed": "red",
-    "function_changed": "yellow",
-    "reset": "bold magenta",
-}
-
 
 def watch(
     url: str | None,
@@ -42,10 +32,7 @@ def watch(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Watches until Ctrl-C, SIGTERM, `count` changes of the registry or `timeout` seconds.
-
-    Raises: CommandError, IIIError.
-    """
+    """Watches until Ctrl-C, SIGTERM, `count` changes or `timeout` seconds. Raises: CommandError, IIIError."""
     asked = None if start is None else read_position(start)
     until = None if timeout is None else time.monotonic() + timeout
     lines = _Lines(as_json)
@@ -170,9 +157,11 @@ class _Lines:
         if self._as_json:
             self._print_json(change.to_json())
         else:
+            from .tables import SIGNS
+
             row = worker.workers.get(change.worker_id or "") if change.kind == "worker_changed" else None
             state = f", {row.state} now" if row is not None else ""
-            self._print(f"{change}{state}", STYLES[change.kind])
+            self._print(f"{change}{state}", SIGNS[change.kind][1])
 
     def follow_states(self, worker: Worker) -> None:
         """Tells people when the broker is lost and when it is back; programs see a `reset`, or silence."""

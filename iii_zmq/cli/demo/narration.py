@@ -7,26 +7,16 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..exits import one_line
-from ..tables import console, put
+from ..tables import SIGNS, console, put
 
 Json = dict[str, Any]
-
-SIGNS = {
-    "worker_joined": ("+", "green"),
-    "function_added": ("+", "green"),
-    "worker_changed": ("~", "yellow"),
-    "function_changed": ("~", "yellow"),
-    "worker_left": ("-", "red"),
-    "function_removed": ("-", "red"),
-    "reset": ("!", "magenta"),
-}
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,25 +27,6 @@ class Outcome:
     rows: list[Json]
     digest: str = ""
     seq: int = 0
-
-
-class Narration(Protocol):
-    """The script reports each event to one of these."""
-
-    def title(self, text: str) -> None: ...
-    def step(self, text: str) -> None: ...
-    def broker(self, listening: Json) -> None: ...
-    def joined(self, worker: str, example: str, ms: float) -> None: ...
-    def views(self, views: list[Json]) -> None: ...
-    def called(self, call: Json) -> None: ...
-    def said(self, report: Json) -> None: ...
-    def notice(self, report: Json, ms: float) -> None: ...
-    def notices_end(self) -> None: ...
-    def outcome(self, outcome: Outcome, took_s: float) -> None: ...
-
-
-def narration(as_json: bool) -> Narration:
-    return ForPrograms() if as_json else ForPeople(console())
 
 
 class ForPrograms:
@@ -131,8 +102,7 @@ class ForPeople:
 
     def called(self, call: Json) -> None:
         outcome = call.get("error") or json.dumps(call["result"])
-        question = f"{call['id']} {json.dumps(call['payload'])}"
-        self._print(f"   {call['worker']} calls {question}")
+        self._print(f"   {call['worker']} calls {call['id']} {json.dumps(call['payload'])}")
         self._print(f"      {call['ns'] / 1e6:.2f} ms  {outcome}", "red" if "error" in call else "")
 
     def said(self, report: Json) -> None:
@@ -157,8 +127,7 @@ class ForPeople:
             heard = sum(row["heard"] for row in outcome.rows)
             slowest = max(row["max_ms"] or 0.0 for row in outcome.rows)
             count = f"{outcome.seq} registry updates, {heard} changes heard, {slowest:.2f} ms at most"
-            text = f"Nobody missed anything: {count}."
-            self._print(text, "bold green")
+            self._print(f"Nobody missed anything: {count}.", "bold green")
         self._print(f"It took {took_s:.1f} s.", "dim")
 
     def _show_change(self, seq: int, notices: list[tuple[Json, float]]) -> None:
@@ -208,3 +177,11 @@ def _verdicts(rows: Iterable[Json]) -> Table:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} ms"
+
+
+Narration = ForPrograms | ForPeople
+"""The script reports each event to one of these."""
+
+
+def narration(as_json: bool) -> Narration:
+    return ForPrograms() if as_json else ForPeople(console())

@@ -113,10 +113,10 @@ class Script:
         self._change("payments-1", "register", "function_changed", description="What was paid today")
         self._change("payments-1", "unregister", "function_removed")
         self._tell.step("kill -9 payments-2: it has no chance to say goodbye.")
-        self._kill("payments-2")
+        self._end("payments-2", "killed", signal.SIGKILL)
         self._call("watcher", "payments::charge", {"amount": 20})
         self._tell.step("The async pair leaves in good order: on SIGTERM orders drains, then stock.")
-        self._leave("pair")
+        self._end("pair", "left", signal.SIGTERM)
 
     def _join(self, title: str, example: str, worker: str) -> None:
         self._homes[worker] = title
@@ -143,26 +143,16 @@ class Script:
         self._await_notices([(kind, NEW)])
         self._finish(self._pop("caused", worker)["at"])
 
-    def _kill(self, title: str) -> None:
-        workers = self._end(title, "killed")
-        caused_at = self._children[title].signal(signal.SIGKILL)
-        self._await_notices([("worker_left", worker) for worker in workers])
-        self._finish(caused_at)
-
-    def _leave(self, title: str) -> None:
-        workers = self._end(title, "left")
-        caused_at = self._children[title].signal(signal.SIGTERM)
-        self._await_notices([("worker_left", worker) for worker in workers])
-        self._until(lambda: any(one["child"] == title for one in self._answers), HEARD_S, f"{title} to end")
-        self._finish(caused_at)
-
-    def _end(self, title: str, how: str) -> list[str]:
-        """Notes that the child and its workers are about to end; the names of the workers."""
+    def _end(self, title: str, how: str, number: signal.Signals) -> None:
+        """Ends a child and its workers by a signal."""
         self._expected_end.add(title)
         workers = [worker for worker, home in self._homes.items() if home == title]
         for worker in workers:
             self._records[worker].end = how
-        return workers
+        caused_at = self._children[title].signal(number)
+        self._await_notices([("worker_left", worker) for worker in workers])
+        self._until(lambda: any(one["child"] == title for one in self._answers), HEARD_S, f"{title} to end")
+        self._finish(caused_at)
 
     # -- hearing -------------------------------------------------------------------------------------------------------
 

@@ -73,13 +73,10 @@ class Stage:
         """Obeys orders until stdin closes, which means that the demo is over or gone."""
         for line in orders:
             self._do(**json.loads(line))
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(END_S)
-        os._exit(1)
+        _end()
 
     def _tell_joined(self, worker: AnyWorker) -> None:
-        at = time.monotonic_ns()
-        self.tell("joined", worker.name, at=at, **_view(worker.replica))
+        self.tell("joined", worker.name, at=time.monotonic_ns(), **_view(worker.replica))
 
     def _do(self, do: str, worker: str, **details: Any) -> None:
         if do == "go":
@@ -189,6 +186,10 @@ def _give_ears(stage: Stage) -> None:
 
 def _end_with_stdin() -> None:
     sys.stdin.read()
+    _end()
+
+
+def _end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(END_S)
     os._exit(1)
