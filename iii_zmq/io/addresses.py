@@ -59,9 +59,6 @@ def advertised(bound: str, asked_for: str | None) -> str:
     """
     if not bound.startswith("tcp://"):
         return bound
-    port = bound.rsplit(":", 1)[1]
-    if asked_for is not None:
-        host = asked_for.removeprefix("tcp://").rsplit(":", 1)[0]
-        if host not in ("*", "0.0.0.0", "[::]", "::"):
-            return f"tcp://{host}:{port}"
-    return f"tcp://*:{port}"
+    host = (asked_for or "*:").removeprefix("tcp://").rsplit(":", 1)[0]
+    wildcards = ("*", "0.0.0.0", "[::]", "::")
+    return f"tcp://{'*' if host in wildcards else host}:{bound.rsplit(':', 1)[1]}"

@@ -24,18 +24,9 @@ import zmq
 
 from .. import wire
 from .._version import __version__
+from ..core.broker import events
 from ..core.broker.core import BrokerCore
-from ..core.broker.events import (
-    BROADCAST,
-    EVERYONE,
-    Address,
-    Event,
-    Malformed,
-    Settings,
-    Subscribed,
-    Undelivered,
-    Unsubscribed,
-)
+from ..core.broker.events import BROADCAST, EVERYONE, Address, Event, Malformed, Settings
 from ..core.bundles import by_peer, packed
 from ..errors import ProtocolError
 from . import addresses, sockets
@@ -91,7 +82,7 @@ class BadNews:
 
     def __init__(self) -> None:
         self._lost: dict[bytes, None] = {}  # topics unsubscribed
-        self._undelivered: list[tuple[Address, Undelivered]] = []
+        self._undelivered: list[tuple[Address, Event]] = []
         self._undrained_turns = 0
 
     def __bool__(self) -> bool:
@@ -107,7 +98,7 @@ class BadNews:
 
     def not_sent(self, to: Address, messages: Sequence[wire.Message], overflow: bool) -> None:
         """The peer is gone, or its queue is full."""
-        self._undelivered.extend((to, Undelivered(message, overflow)) for message in messages)
+        self._undelivered += [(to, events.Undelivered(message, overflow)) for message in messages]
 
     def may_be_told(self, router: Edge) -> bool:
         """True if the ROUTER is empty, or was not empty for so many turns that the news can't wait any longer."""
@@ -119,8 +110,7 @@ class BadNews:
 
     def pop(self) -> list[tuple[Address, Event]]:
         """Takes all the news, with its senders."""
-        news: list[tuple[Address, Event]] = [(EVERYONE, Unsubscribed(topic)) for topic in self._lost]
-        news += self._undelivered
+        news = [*[(EVERYONE, events.Unsubscribed(topic)) for topic in self._lost], *self._undelivered]
         self._lost, self._undelivered = {}, []
         return news
 
@@ -282,17 +272,14 @@ class Broker:
                     return
             elif frame[:1] == b"\x01":
                 self._bad_news.regain(frame[1:])
-                self.core.receive(EVERYONE, Subscribed(frame[1:]), now)
+                self.core.receive(EVERYONE, events.Subscribed(frame[1:]), now)
             elif frame[:1] == b"\x00":
                 self._bad_news.lose(frame[1:])
             else:
                 self.core.receive(EVERYONE, self._complaints.about("not a subscription"), now)
 
     def _read_router(self, now: float, burst: int) -> None:
-        """Reads at most `burst` messages.
-
-        Without a backlog it reads one message per turn, and sends the results before it asks for more.
-        """
+        """Reads at most `burst` messages: without a backlog one per turn, and the results are sent before the next."""
         router = self._router
         if self._unskipped and not self._skip_rest(router):
             return

@@ -50,12 +50,12 @@ class Edge:
         self.is_told = self.socket.getsockopt(_EVENTS) & _POLLIN != 0  # type: ignore[operator]  # an int, for EVENTS
         return self.is_told
 
-    def recv(self) -> bytes | None:
+    def recv(self, flags: int = _NOBLOCK) -> bytes | None:
         """The first frame of the next message, or None."""
         self.is_told = False
         self.is_touched = True
         try:
-            return self.socket.recv(_NOBLOCK)
+            return self.socket.recv(flags)
         except zmq.Again:
             self.is_touched = False
             return None
@@ -65,13 +65,7 @@ class Edge:
 
         In a conversation this costs 5 us less for the next message than a poll of all descriptors and a receive.
         """
-        self.is_told = False
-        self.is_touched = True
-        try:
-            return self.socket.recv(0)
-        except zmq.Again:
-            self.is_touched = False
-            return None
+        return self.recv(0)
 
 
 class Edges:

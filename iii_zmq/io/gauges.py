@@ -16,7 +16,7 @@ import zmq
 from .. import wire
 from ..core.broker.events import Malformed
 from . import sockets
-from .edge import Edge, Socket
+from .edge import Edge
 
 log = logging.getLogger("iii_zmq.broker")
 
@@ -55,7 +55,7 @@ class Turns:
 class Strangers:
     """Counts accepted connections minus completed handshakes. A worker's connection counts for a moment, too."""
 
-    def __init__(self, context: zmq.Context[Socket], watched: tuple[Edge, ...], gauges: Gauges) -> None:
+    def __init__(self, context: sockets.Context, watched: tuple[Edge, ...], gauges: Gauges) -> None:
         self.monitors = [Edge(sockets.monitor(context, each.socket, sockets.ARRIVALS)) for each in watched]
         self._gauges = gauges
 

@@ -18,6 +18,7 @@ import zmq
 
 from .. import wire
 from . import memory
+from .edge import Socket
 
 # Messages for one slow reader. Above it libzmq drops deltas, and the gap in seq leads to a sync: a reader that is that
 # far behind has, with one delta per message, missed more than the history holds and needs a snapshot anyway.
@@ -38,26 +39,18 @@ CONTEXT_DESCRIPTORS = 16  # must be free before a context is made: with 4 to 6 l
 ALONE_MS = 5
 LINGER_MS = 500  # time for a Bye, a last result or a Closing to leave
 
+Context = zmq.Context[Socket]
 IO_ERRORS = (zmq.ZMQError, OSError)
 
 
-def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+def new_context() -> Context:
     """A context whose I/O thread lets the thread that wakes it finish first, if the system has SCHED_BATCH.
 
     Otherwise the I/O thread takes the CPU from us at each send, to send that one message: on one CPU a call with 10 in
     flight costs all processes 107 us that way and 80 this way, with 100 in flight 60 and 49.
 
-    Raises: OSError if too few descriptors are left: libzmq would end the process.
+    Raises: OSError if too few descriptors are left: libzmq aborts the process if its threads can't make their epolls.
     """
-    _check_descriptors()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    if hasattr(os, "SCHED_BATCH"):
-        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
-    return context
-
-
-def _check_descriptors() -> None:
-    """libzmq aborts the process (SIGABRT) if its threads can't make their epolls. Raises: OSError, before that."""
     held: list[int] = []
     try:
         for _ in range(CONTEXT_DESCRIPTORS):
@@ -65,6 +58,10 @@ def _check_descriptors() -> None:
     finally:
         for descriptor in held:
             os.close(descriptor)
+    context: Context = zmq.Context()
+    if hasattr(os, "SCHED_BATCH"):
+        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
+    return context
 
 
 def raise_descriptor_limit() -> int:
@@ -81,7 +78,7 @@ def seed_routing_ids() -> None:
     ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
-def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[bytes]:
+def router(context: Context, ttl_ms: int) -> Socket:
     """The broker's control and call socket, not yet bound."""
     seed_routing_ids()
     socket = context.socket(zmq.ROUTER)
@@ -94,7 +91,7 @@ def router(context: zmq.Context[zmq.Socket[bytes]], ttl_ms: int) -> zmq.Socket[b
     return socket
 
 
-def xpub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+def xpub(context: Context, heartbeat_ms: int, ttl_ms: int) -> Socket:
     """The broker's registry stream, not yet bound.
 
     From the handshake on its PINGs find a silent worker within a heartbeat and a TTL, whatever the worker sent before.
@@ -110,14 +107,14 @@ def xpub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int
     return socket
 
 
-def _listening(socket: zmq.Socket[bytes], ttl_ms: int) -> None:
+def _listening(socket: Socket, ttl_ms: int) -> None:
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL_MS)
     socket.setsockopt(zmq.TCP_MAXRT, ttl_ms)  # ends a connection whose network is cut while we send
 
 
-def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+def dealer(context: Context, heartbeat_ms: int, ttl_ms: int) -> Socket:
     """A worker's control and call socket, not yet connected."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the worker's open calls and sends, and by the broker's credit
@@ -127,14 +124,14 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: i
     return socket
 
 
-def sub(context: zmq.Context[zmq.Socket[bytes]], heartbeat_ms: int, ttl_ms: int) -> zmq.Socket[bytes]:
+def sub(context: Context, heartbeat_ms: int, ttl_ms: int) -> Socket:
     """A worker's end of the registry stream, not yet connected."""
     socket = context.socket(zmq.SUB)
     _connecting(socket, heartbeat_ms, ttl_ms)
     return socket
 
 
-def _connecting(socket: zmq.Socket[bytes], heartbeat_ms: int, ttl_ms: int) -> None:
+def _connecting(socket: Socket, heartbeat_ms: int, ttl_ms: int) -> None:
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.RCVHWM, 0)  # see above: never finite together with heartbeats
     socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
@@ -149,7 +146,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
 
 
-def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
+def send_payload(socket: Socket, payload: wire.Payload) -> None:
     """Sends the frames of a large payload, after a first frame that was sent with SNDMORE.
 
     A payload that came as a frame is sent on as that same frame: anything else pyzmq's collector thread would have to
@@ -160,13 +157,11 @@ def send_payload(socket: zmq.Socket[bytes], payload: wire.Payload) -> None:
         socket.send(payload.head, _MORE)
         payload = payload.rest
     whole = payload.obj if isinstance(payload, memoryview) else payload
-    if isinstance(whole, zmq.Frame) and len(whole) == len(payload):
-        socket.send(whole, _NOBLOCK, copy=False)
-    else:
-        socket.send(payload, _NOBLOCK, copy=False)
+    is_frame = isinstance(whole, zmq.Frame) and len(whole) == len(payload)
+    socket.send(whole if is_frame else payload, _NOBLOCK, copy=False)
 
 
-def receive_payload(socket: zmq.Socket[bytes]) -> wire.Payload:
+def receive_payload(socket: Socket) -> wire.Payload:
     """The payload in the frames after the first one of a message, not copied. Even more frames may follow."""
     memory.keep()
     frame = socket.recv(_NOBLOCK, copy=False)
@@ -175,24 +170,16 @@ def receive_payload(socket: zmq.Socket[bytes]) -> wire.Payload:
     return wire.Split(frame.buffer, socket.recv(_NOBLOCK, copy=False).buffer)
 
 
-MONITORED = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-
-
+MONITORED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 """The events that a broker watches. Not the failures, since libzmq does not report all of them. And not ACCEPT_FAILED:
 while there are no descriptors, libzmq retries without a pause and would report each time."""
 
 
-def monitor(
-    context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes], events: int = MONITORED
-) -> zmq.Socket[bytes]:
+def monitor(context: Context, watched: Socket, events: int = MONITORED) -> Socket:
     """A PAIR that reports these connection events of `watched`.
 
     Read it before `watched`; call `watched.disable_monitor()` before you close either. It has no bound on purpose: an
