@@ -80,19 +80,13 @@ def problem_of(error: CommandError | errors.IIIError) -> Problem:
     if isinstance(error, CommandError):
         return Problem(error.exit, error.code, str(error))
     if isinstance(error, errors.CallFailed):
-        return Problem(_exit_of_call(error), error.code, str(error), error.fate)
+        other = Exit.NO_BROKER if error.code == errors.CLOSING else Exit.REFUSED
+        return Problem(_EXITS_OF_CALLS.get(type(error), other), error.code, str(error), error.fate)
     if isinstance(error, errors.WaitTimeout):
         return Problem(Exit.TIMEOUT, errors.TIMEOUT, str(error))
     if isinstance(error, errors.Refused):
         return Problem(Exit.REFUSED, error.code, str(error))
     return Problem(Exit.NO_BROKER, "unreachable", str(error))  # BrokerUnreachable, Closed
-
-
-def _exit_of_call(error: errors.CallFailed) -> Exit:
-    for kind, exit in _EXITS_OF_CALLS.items():
-        if isinstance(error, kind):
-            return exit
-    return Exit.NO_BROKER if error.code == errors.CLOSING else Exit.REFUSED
 
 
 _EXITS_OF_CALLS: dict[type[errors.CallFailed], Exit] = {

@@ -27,19 +27,15 @@ def read_payload(words: Sequence[str]) -> Any:
     Raises: CommandError.
     """
     try:
-        return _read(words)
+        if not words:
+            return None
+        if list(words) == ["-"]:
+            return _from_json(_parse(sys.stdin.buffer.read(), "standard input"))
+        if len(words) == 1 and not _PAIR.fullmatch(words[0]):
+            return _from_json(_parse(words[0], "the payload"))
+        return _from_pairs(words)
     except RecursionError as error:
         raise usage("the payload is nested too deeply") from error
-
-
-def _read(words: Sequence[str]) -> Any:
-    if not words:
-        return None
-    if list(words) == ["-"]:
-        return _from_json(_parse(sys.stdin.buffer.read(), "standard input"))
-    if len(words) == 1 and not _PAIR.fullmatch(words[0]):
-        return _from_json(_parse(words[0], "the payload"))
-    return _from_pairs(words)
 
 
 def to_text(value: Any, *, for_people: bool = False) -> str:

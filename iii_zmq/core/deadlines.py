@@ -58,7 +58,8 @@ class Deadlines(Generic[K]):
         if at < self._alarm.at:
             self._alarm.at = at
         if len(self._heap) > 2 * len(self._orders) + STALE_MAX:
-            self._rebuild()
+            self._heap = [pair for pair in self._heap if self._orders.get(pair[2]) == pair[1]]
+            heapify(self._heap)
 
     def cancel(self, key: K) -> None:
         """Makes `key` no longer due; does nothing if it was not."""
@@ -82,7 +83,3 @@ class Deadlines(Generic[K]):
         heap, orders = self._heap, self._orders
         while heap and orders.get(heap[0][2]) != heap[0][1]:
             heappop(heap)
-
-    def _rebuild(self) -> None:
-        self._heap = [pair for pair in self._heap if self._orders.get(pair[2]) == pair[1]]
-        heapify(self._heap)

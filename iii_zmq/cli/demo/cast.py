@@ -13,7 +13,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 END_S = 2.0  # time for all children together to end by themselves
@@ -86,9 +85,7 @@ class Cast:
     def __enter__(self) -> Cast:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Sends SIGTERM to all at once, to the broker last, then SIGKILL to those that are left."""
         until = time.monotonic() + END_S
         for child in reversed(self._children):

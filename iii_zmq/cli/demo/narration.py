@@ -141,13 +141,9 @@ class ForPeople:
         self._print(f"        {heard}", "dim")
 
     def _print(self, text: str, style: str = "") -> None:
-        self._out.print(Text(one_line_kept(text), style=style), soft_wrap=True)
+        indentation = " " * (len(text) - len(text.lstrip(" ")))
+        self._out.print(Text(indentation + one_line(text), style=style), soft_wrap=True)
         sys.stdout.flush()
-
-
-def one_line_kept(text: str) -> str:
-    """`one_line`, but keeps the indentation."""
-    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
 def _subject(change: Json) -> str:

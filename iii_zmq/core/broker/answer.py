@@ -12,27 +12,22 @@ Part = wire.Snapshot | wire.Replay
 class Answer:
     """The parts of one answer, made on demand; there is at least one."""
 
-    __slots__ = ("_next", "_parts", "_started", "is_snapshot", "number", "unacknowledged")
+    __slots__ = ("_parts", "has_part", "is_snapshot", "number", "unacknowledged")
 
     def __init__(self, number: int, parts: Iterator[Part], *, is_snapshot: bool) -> None:
         self.number = number
         self.is_snapshot = is_snapshot
         self.unacknowledged = 0
+        self.has_part = True  # until the last part, a Replay, is popped
         self._parts = parts
-        self._next: Part | None = None
-        self._started = False
-
-    def has_part(self) -> bool:
-        return self._next is not None or not self._started
 
     def is_open(self) -> bool:
         """True if another part may be sent now."""
-        return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part()
+        return self.unacknowledged < wire.PARTS_OPEN_MAX and self.has_part
 
     def pop_part(self) -> Part:
-        """The next part; call it only while `has_part()`."""
-        part = self._next or next(self._parts)
-        self._started = True
-        self._next = next(self._parts, None)
+        """The next part; call it only while `has_part`."""
+        part = next(self._parts)
+        self.has_part = not (isinstance(part, wire.Replay) and part.last)
         self.unacknowledged += 1
         return part

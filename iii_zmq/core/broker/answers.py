@@ -71,7 +71,7 @@ class Answers:
             self._counters["unexpected"] += 1
             return
         answer.unacknowledged -= 1
-        if answer.has_part():
+        if answer.has_part:
             self._stand_in_line(session)
             self._progress.set(session, now + PROGRESS_S)
         elif not answer.unacknowledged:
@@ -116,7 +116,7 @@ class Answers:
         if self._broadcasting is not None:
             # Nobody acknowledges these parts: the stream's high-water mark and a late Sync take over.
             self._outbox.append((BROADCAST, self._broadcasting.pop_part()))
-            if not self._broadcasting.has_part():
+            if not self._broadcasting.has_part:
                 self._broadcasting = None
         for _ in range(min(PARTS_PER_TURN, len(self._line))):
             session, _ = self._line.popitem(last=False)

@@ -195,9 +195,7 @@ class Calls:
     def _place(self, route: Route, now: float) -> None:
         if route.deadline <= now:
             self._outcomes.expired(route)
-            return
-        offers = self._choice.offers(route)
-        if offers:
+        elif offers := self._choice.offers(route):
             self._place_among(offers, route, now)
         else:
             self._outcomes.no_provider(route)

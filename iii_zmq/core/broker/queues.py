@@ -26,14 +26,16 @@ class Queues:
         """Queues the route, after those that arrived earlier; False if there is no room."""
         size = route.size
         queue = self._queues.get(route.function_id)
-        if self._bytes[size > KEEP_BYTES_MAX] + size > QUEUED_BYTES_MAX or (
-            queue is not None and len(queue) >= QUEUE_MAX
-        ):
+        is_full = queue is not None and len(queue) >= QUEUE_MAX
+        if is_full or self._bytes[size > KEEP_BYTES_MAX] + size > QUEUED_BYTES_MAX:
             return False
         if queue is None:
             queue = self._queues[route.function_id] = deque()
             self.announce(route.function_id)
-        queue.insert(self._place_of(route, queue), route)
+        place = len(queue)
+        while place and queue[place - 1].number > route.number:  # it comes back from a provider
+            place -= 1
+        queue.insert(place, route)
         route.queued_bytes = size
         self._bytes[size > KEEP_BYTES_MAX] += size
         return True
@@ -74,10 +76,3 @@ class Queues:
                 if route is not None and (first is None or route.number < first.number):
                     first = route
         return first
-
-    def _place_of(self, route: Route, queue: deque[Route]) -> int:
-        """Its place by arrival: a call that comes back from a provider goes before those that arrived later."""
-        place = len(queue)
-        while place and queue[place - 1].number > route.number:
-            place -= 1
-        return place
