@@ -391,7 +391,7 @@ class Broker:
         if peer is EVERYONE or peer is BROADCAST:
             name = "everyone"
         else:
-            session = self.core.session_at(peer)
+            session = self.core.sessions.by_address.get(peer)
             name = "a stranger" if session is None else session.worker_id
         log.debug("%s %s %s, number %d", type(message).__name__, way, name, getattr(message, "number", 0))
 

@@ -73,7 +73,9 @@ def pack_payload(value: Any) -> bytes | Split:
 def encode(message: messages.Message) -> tuple[bytes, messages.Payload | None]:
     """The first frame, and the payload if it travels in frames of its own."""
     if isinstance(message, Call):
-        header = message.header or _call_header(message)
+        header = message.header or pack(
+            (message.function_id, message.caller, message.remaining_ms, message.target, message.flags, message.fence)
+        )
         return _with_payload(KIND[Call], message.number, header, message.payload)
     if isinstance(message, Result):
         payload = message.payload
@@ -88,11 +90,6 @@ def encode(message: messages.Message) -> tuple[bytes, messages.Payload | None]:
     return _pack_prefix(MAGIC, version, KIND[type(message)], len(header), message.number) + header, None
 
 
-def encode_on_stream(message: messages.OnStream, topic: bytes = messages.STREAM_TOPIC) -> bytes:
-    """The one frame of a stream message: the topic, then the message."""
-    return topic + encode(message)[0]
-
-
 def _with_payload(
     kind: int, number: int, header: bytes, payload: messages.Payload
 ) -> tuple[bytes, messages.Payload | None]:
@@ -102,10 +99,6 @@ def _with_payload(
     if isinstance(payload, Split):
         payload = bytes(payload)
     return b"".join((prefix, header, payload)), None
-
-
-def _call_header(call: Call) -> bytes:
-    return pack((call.function_id, call.caller, call.remaining_ms, call.target, call.flags, call.fence))
 
 
 _FIELD_NAMES: dict[type[Any], tuple[str, ...]] = {

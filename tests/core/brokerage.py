@@ -195,7 +195,7 @@ class Brokerage:
         return [(one.number, one.code, one.fate) for one in self.to(peer) if isinstance(one, wire.Failure)]
 
     def session(self, member: Member) -> Session | None:
-        return self.core.session_of(member.worker_id)
+        return self.core.sessions.by_worker.get(member.worker_id)
 
     def id_of(self, name: str) -> str:
         """The worker id of the worker of this name."""
@@ -219,7 +219,7 @@ class Brokerage:
 
 def leftovers(core: BrokerCore) -> dict[str, object]:
     """Every table of the core that is not empty, by name: nothing, when all sessions are gone."""
-    sessions, calls, answers = core._sessions, core._calls, core._answers
+    sessions, calls, answers = core.sessions, core._calls, core._answers
     attendance, draining = core._attendance, core._draining
     tables: dict[str, object] = {
         "by_peer": sessions.by_address, "by_worker": sessions.by_worker,

@@ -148,7 +148,7 @@ def test_a_token_of_a_session_that_has_no_row_yet_starts_anew() -> None:
     broker = Brokerage()
     old = broker.greet("a")
     new = broker.greet("a2", token=old.token)
-    assert (old.worker_id != new.worker_id, list(broker.core._sessions.by_address)) == (True, [b"a2"])
+    assert (old.worker_id != new.worker_id, list(broker.core.sessions.by_address)) == (True, [b"a2"])
 
 
 def test_calls_of_a_session_that_is_taken_over_fail_once_and_queued_ones_wait_for_the_new_one() -> None:
@@ -186,7 +186,7 @@ def test_a_hello_that_was_overtaken_by_a_later_one_takes_nothing_back() -> None:
     now = broker.greet("p3", name="p", token=old.token, functions=digest_of("f"), number=9)
     overtaken = broker.greet("p2", name="p", token=old.token, functions=digest_of("f"), number=8)
     assert (now.worker_id == old.worker_id, overtaken.worker_id == old.worker_id) == (True, False)
-    assert broker.core._sessions.by_address[b"p3"].worker_id == old.worker_id
+    assert broker.core.sessions.by_address[b"p3"].worker_id == old.worker_id
 
 
 def test_an_observer_with_its_token_stays_the_same() -> None:
@@ -304,7 +304,8 @@ def test_what_is_malformed_is_counted() -> None:
 def test_the_log_learns_whose_connection_it_is() -> None:
     broker = Brokerage()
     a = broker.join("a")
-    assert (broker.core.session_at(b"a"), broker.core.session_at(b"x")) == (broker.session(a), None)
+    here = broker.core.sessions.by_address
+    assert (here.get(b"a"), here.get(b"x")) == (broker.session(a), None)
 
 
 def test_topics_that_mean_nothing_are_no_matter() -> None:
@@ -334,7 +335,7 @@ def test_after_a_bye_results_of_running_calls_are_taken_and_with_the_last_the_se
     broker.send("p", wire.Bye(9), wire.Result(first.number, NIL))
     assert broker.to("a") == [wire.Result(1, NIL)]
     broker.send("p", wire.Failure(second.number, "handler_failed", "executed", "E", ""))
-    assert list(broker.core._sessions.by_address) == [b"a"]
+    assert list(broker.core.sessions.by_address) == [b"a"]
 
 
 def test_after_a_bye_nothing_new_is_accepted() -> None:
@@ -357,7 +358,7 @@ def test_after_a_bye_a_session_that_never_answers_ends_when_it_is_silent() -> No
     broker.send("p", wire.Bye(9))
     broker.wait(2.1)
     assert broker.failures("a") == [(1, "provider_lost", "possibly_executed")]
-    assert list(broker.core._sessions.by_address) == [b"a"]
+    assert list(broker.core.sessions.by_address) == [b"a"]
 
 
 def test_a_second_bye_does_nothing() -> None:

@@ -94,11 +94,11 @@ def test_a_worker_counts_a_bundle_in_a_bundle() -> None:
 
 def test_the_workers_of_a_process_decode_a_frame_once() -> None:
     shared = Shared()
-    frame = wire.encode_on_stream(wire.Closing(0, "e"))
+    frame = wire.STREAM_TOPIC + wire.encode(wire.Closing(0, "e"))[0]
     first = shared.decode(frame)
     assert first == wire.Closing(0, "e")
     assert shared.decode(bytes(bytearray(frame))) is first
-    large = wire.encode_on_stream(wire.Deltas(0, "e", [bytes(SHARED_BYTES_MAX)]))
+    large = wire.STREAM_TOPIC + wire.encode(wire.Deltas(0, "e", [bytes(SHARED_BYTES_MAX)]))[0]
     assert shared.decode(large) is not shared.decode(large)
     assert shared.decode(frame) is first
 

@@ -326,7 +326,7 @@ def test_a_new_provider_takes_what_waits() -> None:
     broker.worker("q", "f", credit=1)
     broker.send("q", wire.Heartbeat(1, "e", 0, 0, 0))
     assert broker.core.counters["calls_queued"] == 1
-    assert [len(session.in_flight) for session in broker.core._sessions.by_worker.values()] == [0, 1, 1]
+    assert [len(session.in_flight) for session in broker.core.sessions.by_worker.values()] == [0, 1, 1]
 
 
 def test_what_waits_for_a_function_fails_when_its_last_provider_unregisters() -> None:
@@ -683,7 +683,7 @@ def test_a_call_that_comes_back_goes_before_those_that_came_later() -> None:
     broker, a = providers(1, 1, function=entry("f", idempotent=True))
     broker.send("a", *[a.call(number, "f", payload=bytes([number])) for number in range(4)])
     (running,) = broker.calls("p1")
-    session = broker.core._sessions.by_address[b"p0"]
+    session = broker.core.sessions.by_address[b"p0"]
     broker.die(Member(b"p0", session.worker_id, session.token))
     got = []
     while True:
@@ -776,7 +776,7 @@ def test_an_answer_that_arrived_before_the_bad_news_wins() -> None:
 
 def kept_call(broker: Brokerage) -> wire.Call | None:
     """The call of the one route in flight, as far as it is kept for another try."""
-    (route,) = [one for session in broker.core._sessions.by_worker.values() for one in session.in_flight.values()]
+    (route,) = [one for session in broker.core.sessions.by_worker.values() for one in session.in_flight.values()]
     return route.call
 
 

@@ -32,7 +32,7 @@ def test_a_session_without_presence_is_dropped_after_five_seconds() -> None:
     broker = Brokerage()
     broker.greet("a")
     broker.wait(4.9)
-    assert list(broker.core._sessions.by_address) == [b"a"]
+    assert list(broker.core.sessions.by_address) == [b"a"]
     broker.wait(0.2)
     assert (leftovers(broker.core), broker.count("never_present")) == ({}, [1])
 
@@ -76,14 +76,14 @@ def test_while_many_are_joining_others_may_be_late_too() -> None:
         broker.send(peer, wire.Heartbeat(1, "e", 0, 0, 0))
     broker.wait(0.3)
     assert broker.workers()["a"] == "stalled"
-    assert broker.core._sessions.joining == set()
+    assert broker.core.sessions.joining == set()
 
 
 def test_who_never_sends_a_heartbeat_does_not_count_as_joining_for_ever() -> None:
     broker = Brokerage()
     broker.worker("a")
     broker.wait(2.5)
-    assert (broker.workers()["a"], broker.core._sessions.joining) == ("stalled", set())
+    assert (broker.workers()["a"], broker.core.sessions.joining) == ("stalled", set())
 
 
 def test_a_dead_process_is_known_with_the_first_probe_that_fails() -> None:
@@ -450,7 +450,7 @@ def lose_stream_and_fall_silent(broker: Brokerage, member: Member) -> None:
     """After a pause, only its stream was cut, and nothing is heard from it for a TTL: it is held."""
     broker.hear(Unsubscribed(wire.presence_topic(member.token)))
     broker.wait(1.9)
-    session = broker.core.session_of(member.worker_id)
+    session = broker.core.sessions.by_worker.get(member.worker_id)
     assert session is not None
     assert session.held_until is not None
 

@@ -49,4 +49,4 @@ def test_no_token_of_an_ended_session_is_left_behind() -> None:
     old = broker.worker("a", "f")
     returned(broker, "a2", old)
     broker.wait(6)
-    assert (broker.workers(), broker.core._sessions.by_token) == ({}, {})
+    assert (broker.workers(), broker.core.sessions.by_token) == ({}, {})

@@ -96,7 +96,7 @@ def run_decode_on_stream(data: bytes) -> None:
         message = wire.decode_on_stream(data)
     except ProtocolError:
         return
-    assert wire.decode_on_stream(wire.encode_on_stream(message)) == message
+    assert wire.decode_on_stream(wire.STREAM_TOPIC + wire.encode(message)[0]) == message
 
 
 def run_decode_delta(data: bytes) -> None:
@@ -240,8 +240,8 @@ def run_broker(data: bytes) -> None:
 
 def _step_of_broker(machine: AnyMessages, source: Source) -> None:
     core, peer = machine.core, source.choose(PEERS)
-    sessions = list(core._sessions.by_address.values())
-    session = core._sessions.by_address.get(peer)
+    sessions = list(core.sessions.by_address.values())
+    session = core.sessions.by_address.get(peer)
     tokens = [one.token for one in sessions]
     match source.byte() % 8:
         case 0:

@@ -59,7 +59,7 @@ class MadBroker(plain("io.broker").Broker):  # type: ignore[misc]  # mypy can't 
             if on_stream:
                 self._xpub.socket.send_multipart(frames)
             else:
-                for peer in list(self.core._sessions.by_address):
+                for peer in list(self.core.sessions.by_address):
                     self._router.socket.send_multipart([peer, *frames])
             self._router.touched()
             self._xpub.touched()

@@ -106,7 +106,7 @@ class BrokerHost:
             return
         if not connection.alive:
             self.undelivered.append((to, message))
-            if isinstance(message, wire.Call) and self.core.session_at(to) is None:
+            if isinstance(message, wire.Call) and self.core.sessions.by_address.get(to) is None:
                 self.asked[bytes(message.payload)].sent_too_late = True
             if isinstance(message, wire.Result | wire.Failure):
                 self.open.pop((to, message.number))
@@ -129,7 +129,7 @@ class BrokerHost:
 
     def on_welcome(self, connection: Connection, welcome: wire.Welcome) -> None:
         connection.token, connection.worker_id = welcome.token, welcome.worker_id
-        session = self.core.session_of(welcome.worker_id)
+        session = self.core.sessions.by_worker.get(welcome.worker_id)
         if connection.session is not session:  # calls and answers of the session before mean nothing any more
             connection.session = session
             connection.calls.clear()
@@ -165,7 +165,7 @@ class BrokerHost:
         assert asked.function_id == "i" or not asked.handed, "only what is idempotent may be handed over twice"
         asked.handed.append(connection.peer)
         connection.calls.append((call.number, asked.payload))
-        session = self.core.session_of(connection.worker_id)
+        session = self.core.sessions.by_worker.get(connection.worker_id)
         assert session is not None
         assert len(session.in_flight) <= CREDIT
 
@@ -213,7 +213,7 @@ class BrokerHost:
         self.check_queues(routes)
 
     def check_rows(self) -> None:
-        registry, sessions = self.core.registry, self.core._sessions
+        registry, sessions = self.core.registry, self.core.sessions
         assert self.rows == registry._rows
         assert set(registry.workers) <= set(sessions.by_worker)
         tables = [sessions.by_address, sessions.by_worker, sessions.by_token, sessions.by_presence]
@@ -221,7 +221,7 @@ class BrokerHost:
 
     def check_routes(self) -> list[Route]:
         """Every route is where it belongs, and nowhere else."""
-        calls, sessions = self.core._calls, self.core._sessions.by_worker
+        calls, sessions = self.core._calls, self.core.sessions.by_worker
         queued = [route for queue in calls._queues._queues.values() for route in queue]
         flying = [route for session in sessions.values() for route in session.in_flight.values()]
         assert len({id(route) for route in queued + flying}) == len(queued) + len(flying)
@@ -243,7 +243,7 @@ class BrokerHost:
 
     def check_queues(self, queued: list[Route]) -> None:
         """Nothing waits that somebody with room may have; nobody is to look at a queue that does not concern it."""
-        registry, sessions = self.core.registry, self.core._sessions.by_worker
+        registry, sessions = self.core.registry, self.core.sessions.by_worker
         for route in queued:
             assert route.queued_bytes
             providers = [sessions[one.worker_id] for one in registry.providers[route.function_id] if one.active]
@@ -263,7 +263,7 @@ class BrokerHost:
             return False
         if route.target not in ("", session.worker_id) or session.worker_id in route.tried:
             return False
-        others = [self.core._sessions.by_worker[one.worker_id] for one in self.providers_of(route)]
+        others = [self.core.sessions.by_worker[one.worker_id] for one in self.providers_of(route)]
         return not session.draining or bool(route.target) or all(one.draining for one in others)
 
     def providers_of(self, route: Route) -> list[wire.ProviderRow]:

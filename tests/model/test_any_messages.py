@@ -124,7 +124,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     def unused(self, token: bytes) -> bytes:
         """Tokens come from a small pool, so that messages can name them, but no two sessions have the same."""
-        while token in self.core._sessions.by_token:
+        while token in self.core.sessions.by_token:
             self.extra += 1
             token = (10_000 + self.extra).to_bytes(16, "big")
         return token
@@ -139,7 +139,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     def hello(self, peer: bytes, epoch: str) -> None:
         self.receive(peer, wire.Hello(1, [], "a", "h", 1, b"\x80", 2, False, epoch, 0, b"", b""))
-        session = self.core._sessions.by_address.get(peer)
+        session = self.core.sessions.by_address.get(peer)
         if session is not None:
             self.core.receive(EVERYONE, Subscribed(session.presence), self.now)
 
@@ -158,7 +158,7 @@ class AnyMessages(RuleBasedStateMachine):
     @rule(peer=st.sampled_from(PEERS), which=st.integers(0, 9))
     def return_(self, peer: bytes, which: int) -> None:
         """A Hello that names somebody's session and the functions that it has."""
-        sessions_ = list(self.core._sessions.by_address.values())
+        sessions_ = list(self.core.sessions.by_address.values())
         if sessions_:
             old = sessions_[which % len(sessions_)]
             functions = bytes(16)
@@ -169,7 +169,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9), subscribed=st.booleans(), receipt=st.booleans())
     def live_topic(self, which: int, subscribed: bool, receipt: bool) -> None:
-        sessions_ = list(self.core._sessions.by_address.values())
+        sessions_ = list(self.core.sessions.by_address.values())
         if sessions_:
             token = sessions_[which % len(sessions_)].token
             self.topic(wire.receipt_topic(token) if receipt else wire.presence_topic(token), subscribed)
@@ -211,7 +211,7 @@ class AnyMessages(RuleBasedStateMachine):
     def call(
         self, peer: bytes, function: str, number: int, payload: bytes, worker: str, remaining: int, times: int
     ) -> None:
-        session = self.core._sessions.by_address.get(peer)
+        session = self.core.sessions.by_address.get(peer)
         caller = session.worker_id if session is not None else "w1"
         for more in range(times):
             number_ = min(number + more, wire.NUMBER_MAX)
@@ -268,7 +268,7 @@ class AnyMessages(RuleBasedStateMachine):
     @invariant()
     def no_table_is_larger_than_its_limit(self) -> None:
         core = self.core
-        here = core._sessions.by_address
+        here = core.sessions.by_address
         assert len(here) <= SESSIONS_MAX
         for session in here.values():
             assert len(session.open) <= OPEN_MAX
@@ -289,7 +289,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     @invariant()
     def whoever_is_owed_something_is_here(self) -> None:
-        parts, here = self.core._answers, set(self.core._sessions.by_address.values())
+        parts, here = self.core._answers, set(self.core.sessions.by_address.values())
         owed: list[Iterable[Session]] = [
             parts._line,
             parts._snapshots,

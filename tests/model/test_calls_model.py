@@ -37,7 +37,7 @@ class CallsMachine(RuleBasedStateMachine):
         return [one for one in self.host.connections if one.alive]
 
     def joined(self) -> list[Connection]:
-        by_peer = self.host.core._sessions.by_address
+        by_peer = self.host.core.sessions.by_address
         return [one for one in self.alive() if one.peer in by_peer and by_peer[one.peer].joined]
 
     def pick(self, which: int, connections: list[Connection]) -> Connection:

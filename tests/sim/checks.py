@@ -661,12 +661,12 @@ class RouteCheck:
         return peer, self._workers.get(peer, "")
 
     def _is_here(self, at: _At) -> bool:
-        session = self._core.session_of(at[1])
+        session = self._core.sessions.by_worker.get(at[1])
         return session is not None and session.address == at[0]
 
     def _serves(self, at: _At) -> bool:
         """A session that is held has lost the calls that it was handed; those that it made stay open."""
-        session = self._core.session_of(at[1])
+        session = self._core.sessions.by_worker.get(at[1])
         return self._is_here(at) and session is not None and session.held_until is None
 
 
@@ -704,7 +704,7 @@ class Checks:
 
     def on_broker_slept(self, core: BrokerCore, until: float) -> None:
         """The broker wakes from a sleep that it must have noticed: who was well before is not taken for dead."""
-        sessions = [core.session_of(worker_id) for worker_id in core.registry.workers]
+        sessions = [core.sessions.by_worker.get(worker_id) for worker_id in core.registry.workers]
         self._held = {one.worker_id: None for one in sessions if one is not None and one.routable}
         self._held_until = until + HOLD_S
 
@@ -795,7 +795,7 @@ class Checks:
         assert history is not None
         require(core.registry._rows == history.rows, "the broker's rows are not what it published")
         for worker_id in core.registry.workers:
-            session = core.session_of(worker_id)
+            session = core.sessions.by_worker.get(worker_id)
             require(session is not None and not session.ended, f"{worker_id} has rows, but no session")
 
     # -- workers -------------------------------------------------------------------------------------------------------

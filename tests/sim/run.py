@@ -245,7 +245,7 @@ class Simulation:
         if status["sessions"] != len(self.cluster.workers):
             troubles.append(f"the broker has {status['sessions']} sessions of {len(self.cluster.workers)} workers")
         for worker_id in core.registry.workers:
-            session = core.session_of(worker_id)
+            session = core.sessions.by_worker.get(worker_id)
             if session is None:
                 troubles.append(f"{worker_id} has no session")
             elif session.in_flight or session.open or session.waiting or session.answer is not None:

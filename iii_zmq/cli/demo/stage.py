@@ -104,7 +104,7 @@ class Stage:
         elif do == "unregister":
             value = worker.unregister(id)
         else:
-            value = worker.register(id, _echo, description=description, replace=True)
+            value = worker.register(id, lambda payload: payload, description=description, replace=True)
         if inspect.isawaitable(value):
             assert self.loop is not None
             return asyncio.run_coroutine_threadsafe(_awaited(value), self.loop).result()
@@ -144,10 +144,6 @@ def _view(replica: Replica) -> dict[str, Any]:
     epoch, seq = replica.position
     size = {"workers": len(replica.workers), "functions": len(replica.functions)}
     return {"epoch": epoch, "seq": seq, "digest": replica.digest.hex(), **size}
-
-
-def _echo(payload: Any) -> Any:
-    return payload
 
 
 async def _awaited(value: Any) -> Any:

@@ -49,20 +49,20 @@ class BrokerCore:
         self.gauges: dict[str, float] = dict.fromkeys(BROKER_GAUGES, 0)  # the shell measures them
         self.registry = registry or Registry(epoch)
         self._outbox: Outbox = []
-        self._sessions = Sessions()
+        self.sessions = Sessions()
         self._alarm = Alarm()
-        self._calls = Calls(self.registry, self._sessions.by_worker, self._outbox, self.counters, self._alarm)
+        self._calls = Calls(self.registry, self.sessions.by_worker, self._outbox, self.counters, self._alarm)
         self._answers = Answers(self.registry, self._outbox, self.counters, self._alarm)
         self._draining = Draining(self.registry, self._calls, self._outbox)
         self._registrations = Registrations(self.registry, self._calls, self._outbox, self.counters)
         self._attendance = Attendance(
-            settings, self.registry, self._sessions, self._outbox, self.counters, self._calls, self._answers,
-            self._draining, Liveness(settings, self._alarm, self._sessions), new_token, new_id,
+            settings, self.registry, self.sessions, self._outbox, self.counters, self._calls, self._answers,
+            self._draining, Liveness(settings, self._alarm, self.sessions), new_token, new_id,
         )  # fmt: skip
-        self._stream = Stream(self.registry, settings, self._sessions, self._alarm)
-        self._refusing = Refusing(self._sessions, self._outbox, self.counters)
+        self._stream = Stream(self.registry, settings, self.sessions, self._alarm)
+        self._refusing = Refusing(self.sessions, self._outbox, self.counters)
         self.news = self._attendance.news
-        self._engine = Engine(self.registry, self._sessions.by_worker, self.status)
+        self._engine = Engine(self.registry, self.sessions.by_worker, self.status)
         self._started_at: float | None = None
         self._now = 0.0
         self._due_at: float | None = None  # the latest moment at which the shell should have called
@@ -76,7 +76,7 @@ class BrokerCore:
         if type(message) in _EVENT_TYPES:
             self._on_event(sender, message, now)  # type: ignore[arg-type]
             return
-        session = self._sessions.by_address.get(sender)
+        session = self.sessions.by_address.get(sender)
         if session is None:
             self._on_stranger(Peer(sender), message, now)  # type: ignore[arg-type]
             return
@@ -106,7 +106,7 @@ class BrokerCore:
 
     def takes_bundles(self, address: Address) -> bool:
         """Whether the worker there said so."""
-        session = self._sessions.by_address.get(address)
+        session = self.sessions.by_address.get(address)
         return session is not None and wire.BUNDLES in session.hello.capabilities
 
     def take_news(self) -> list[str]:
@@ -122,14 +122,6 @@ class BrokerCore:
         self._calls.fail_all(text)
         self._outbox.append((EVERYONE, wire.Closing(0, self.registry.epoch)))
 
-    # -- for the engine functions and the log --------------------------------------------------------------------------
-
-    def session_of(self, worker_id: str) -> Session | None:
-        return self._sessions.by_worker.get(worker_id)
-
-    def session_at(self, address: Address) -> Session | None:
-        return self._sessions.by_address.get(address)
-
     def status(self, now: float) -> dict[str, Any]:
         """The result of `engine::status`: the broker at a glance."""
         return {
@@ -140,8 +132,8 @@ class BrokerCore:
             "uptime_s": round(now - (now if self._started_at is None else self._started_at), 3),
             "workers": len(self.registry.workers),
             "functions": len(self.registry.providers),
-            "in_flight": sum(len(session.in_flight) for session in self._sessions.by_worker.values()),
-            "sessions": len(self._sessions),
+            "in_flight": sum(len(session.in_flight) for session in self.sessions.by_worker.values()),
+            "sessions": len(self.sessions),
             "counters": {**self.counters, **self.gauges},
         }
 
@@ -162,7 +154,7 @@ class BrokerCore:
             case wire.Cancel():
                 self._calls.cancel(session, message.number)
             case wire.Heartbeat():
-                self._sessions.joining.discard(session)
+                self.sessions.joining.discard(session)
                 session.load, session.lag_ms = message.load, message.lag_ms
             case wire.Hello():
                 self._attendance.on_hello(session.peer, message, now)

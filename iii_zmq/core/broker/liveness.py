@@ -85,7 +85,9 @@ class Liveness:
         if session.suspect_since is not None and not session.reachable:
             return self._cause(session, now)
         if session.suspect_since is not None or not session.reachable:
-            if silent or not session.joined or self._is_long_suspect(session, now):
+            # One that talks and takes probes, but has had no stream for long, would be passed over for ever.
+            suspect_s = now - (now if session.suspect_since is None else session.suspect_since)
+            if silent or not session.joined or suspect_s >= PRESENCE_WAIT_S:
                 return self._cause(session, now)
             return self._probe(session, now) if session.reachable else None
         if session.leaving:
@@ -107,10 +109,6 @@ class Liveness:
     def _late_s(self) -> float:
         """The additional time for joining with this many sessions."""
         return min(LATE_MAX_S, LATE_EACH_S * len(self._sessions))
-
-    def _is_long_suspect(self, session: Session, now: float) -> bool:
-        """True if it talks and takes probes, but has had no stream for long: it would be passed over for ever."""
-        return session.suspect_since is not None and now - session.suspect_since >= PRESENCE_WAIT_S
 
     def _probe(self, session: Session, now: float) -> Verdict | None:
         if now < session.probe_at:

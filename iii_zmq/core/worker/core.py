@@ -86,7 +86,8 @@ class WorkerCore:
             case wire.Cancel():
                 self.incoming.on_cancel(message.number)
             case wire.Ack():
-                self._on_ack(message)
+                if not self._session.on_ack(message) and self.offers.on_ack(message):
+                    self._check_level()
             case wire.Refuse():
                 self._on_refuse(message, now)
             case wire.Welcome():
@@ -196,10 +197,6 @@ class WorkerCore:
         self._session.end(text)
 
     # -- branches ------------------------------------------------------------------------------------------------------
-
-    def _on_ack(self, ack: wire.Ack) -> None:
-        if not self._session.on_ack(ack) and self.offers.on_ack(ack):
-            self._check_level()
 
     def _on_refuse(self, refuse: wire.Refuse, now: float) -> None:
         if refuse.kind == wire.KIND[wire.Hello]:

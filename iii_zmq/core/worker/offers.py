@@ -189,7 +189,11 @@ class Offers:
             del ticket.open[name]
             ticket.refusals.append(refusal)
         if waiting and is_latest:
-            self._want_what_is_held(name)
+            held = self._held.get(name)
+            if held is None:
+                del self.wanted[name]
+            else:
+                self.wanted[name] = held
         return bool(waiting)
 
     def _tickets_before(self, number: int, name: str, entry: bytes | None) -> list[_Ticket]:
@@ -205,13 +209,6 @@ class Offers:
         """True if nothing newer was requested for this function since the batch was sent."""
         later = any(asked > number and name in ticket.open for asked, ticket in self._tickets.items())
         return not later and self.wanted.get(name) == entry
-
-    def _want_what_is_held(self, name: str) -> None:
-        held = self._held.get(name)
-        if held is None:
-            del self.wanted[name]
-        else:
-            self.wanted[name] = held
 
 
 def _batches(items: _Items, batch_max: int) -> Iterable[_Items]:
