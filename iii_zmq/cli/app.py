@@ -55,7 +55,7 @@ def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
 _URL_HELP = "The broker's address. [default: III_URL, else tcp://127.0.0.1:5570]"
 _STREAM_HELP = "Address of the stream of changes. [default: the next port; for ipc the path + .stream]"
 _SECONDS: dict[str, Any] = {"callback": _check_seconds}
-_HIDDEN: dict[str, Any] = {"show_default": False}  # an empty default
+_HIDDEN: dict[str, Any] = {"show_default": False}  # for an empty default
 
 Url = Annotated[str | None, _option("--url", "URL", _URL_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

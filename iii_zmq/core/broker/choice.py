@@ -1,10 +1,4 @@
-"""Chooses the provider of a call. Changes nothing but the position of the round robin.
-
-offers(route)      the providers that may get it, now or once they have room; if there are none, the call fails at once
-choose(offers)     the best of them that has room now; if there is none, the call waits
-may_have(...)      True if a waiting call may go to this provider, which now has room
-may_be_served(...) True if it makes sense to go on waiting
-"""
+"""Chooses the provider of a call. Changes nothing but the position of the round robin."""
 
 from __future__ import annotations
 
@@ -26,7 +20,7 @@ class Choice:
         self._turns: dict[str, int] = {}  # function id -> position of the round robin, until its last provider leaves
 
     def offers(self, route: Route) -> Sequence[Provider]:
-        """The providers that may get this call, now or once they have room."""
+        """The providers that may get this call, now or once they have room; without any it fails at once."""
         providers = self._registry.providers.get(route.function_id, ())
         if len(providers) == 1 and not route.target and not route.tried:
             return () if self._sessions[providers[0].worker_id].draining else providers
@@ -40,7 +34,7 @@ class Choice:
         return able if heir_is_awaited else ()
 
     def choose(self, function_id: str, offers: Sequence[Provider]) -> Provider | None:
-        """The best of `offers` that has room now."""
+        """The best of `offers` that has room now; without one the call waits."""
         count = len(offers)
         if count == 1:  # the usual case, with the same result as below
             offer = offers[0]
@@ -75,7 +69,7 @@ class Choice:
         return provider.worker_id not in route.tried
 
     def may_be_served(self, route: Route) -> bool:
-        """True if a provider is left that might be handed a waiting call."""
+        """True if a provider is left that might be handed a waiting call: else it need not go on waiting."""
         return any(
             one.worker_id not in route.tried and route.target in ("", one.worker_id)
             for one in self._registry.providers.get(route.function_id, ())

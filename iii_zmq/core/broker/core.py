@@ -1,10 +1,5 @@
 """BrokerCore: one branch per message; the work is done in straight leaves beside it.
 
-receive(sender, message, now)   handles one message; `sender` is a routing id, or EVERYONE for the stream's socket
-tick(now)                       does what is due: verdicts, deadlines, parts of answers, the beacon
-next_deadline()                 when `tick` is next due
-take_outbox()                   messages to send, in order; the deltas of this turn come first
-
 attendance     sessions and liveness                 registrations  the workers' functions
 stream         deltas and the beacon, for everybody
 calls          calls between acceptance and outcome  draining       workers that are about to leave
@@ -70,7 +65,7 @@ class BrokerCore:
     # -- the one interface ---------------------------------------------------------------------------------------------
 
     def receive(self, sender: Address, message: wire.Message | Event, now: float) -> None:
-        """Handles one message, or one event of the shell's sockets."""
+        """Handles one message, or one event. `sender` is a routing id, or EVERYONE for the stream's socket."""
         if self._due_at is not None or self._started_at is None:
             self._notice_pause(now)
         if type(message) in _EVENT_TYPES:
@@ -86,7 +81,7 @@ class BrokerCore:
         self._on_message(session, message, now)  # type: ignore[arg-type]
 
     def tick(self, now: float) -> None:
-        """Does what is due."""
+        """Does what is due: verdicts, deadlines, parts of answers, the beacon."""
         self._notice_pause(now)
         self._now = now
         if now >= self._alarm.at or self._draining:

@@ -5,12 +5,6 @@
     sync         keeps the replica level                 offers     the registered functions
     replica      the registry as this worker knows it    events     messages between this core and its shell
 
-    receive(sender, message, now)   handles one message; `sender` is BROKER, STREAM or LINK
-    tick(now)                       does what is due: heartbeats, deadlines, phases that last too long
-    next_deadline()                 when `tick` is next due
-    take_outbox()                   (BROKER, message) and (LINK, order), to carry out in this order
-    take_events()                   what the facade must know or do
-
 Invariant: every table belongs to one leaf; the core has none of its own. It only knows which leaf hears of what, and in
 which order.
 """
@@ -69,7 +63,7 @@ class WorkerCore:
     # -- the one interface ---------------------------------------------------------------------------------------------
 
     def receive(self, sender: str, message: wire.Message | Happening, now: float) -> None:
-        """Handles one message, or one event of the Link's sockets."""
+        """Handles one message, or one event of the Link's sockets. `sender` is BROKER, STREAM or LINK."""
         if isinstance(message, wire.Result):  # the two most frequent: compiled, isinstance is faster than a match
             self.outgoing.on_result(message)
             return
@@ -109,7 +103,7 @@ class WorkerCore:
                 self._on_link(message, now)
 
     def tick(self, now: float) -> None:
-        """Does what is due."""
+        """Does what is due: heartbeats, deadlines, phases that last too long."""
         self.outgoing.tick(now, self.membership.trouble)
         if self.membership.phase == OPEN:
             self._tick_open(now)
@@ -117,11 +111,12 @@ class WorkerCore:
             self._session.on_overdue(now)
 
     def next_deadline(self) -> float | None:
+        """When `tick` is next due."""
         due = min(self.membership.due, self.outgoing.due, self.following.due)
         return None if due == math.inf else due
 
     def take_outbox(self) -> Outbox:
-        """Messages to send and orders to carry out, in order."""
+        """(BROKER, message) and (LINK, order), to send and carry out in this order."""
         outbox = self.outbox[:]
         self.outbox.clear()
         return outbox
