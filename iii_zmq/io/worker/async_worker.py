@@ -35,28 +35,14 @@ class AsyncWorker(View):
     or, with `threads=0`, on the loop itself.
     """
 
-    def __init__(
-        self,
-        name: str,
-        url: str | None = None,
-        *,
-        stream_url: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        threads: int = 8,
-        credit: int = 128,
-        connect_timeout: float = 5.0,
-        retry: bool = False,
-        observer: bool = False,
-    ) -> None:
-        profile = arguments.make_profile(name, url, stream_url, metadata, credit, observer)
-        self._callbacks = CoroutineCallbacks()
-        super().__init__(profile, payloads.check_timeout(connect_timeout), Listeners(self._callbacks.call))
-        self._threads = arguments.check_threads(threads)
-        self._retry = retry
-        self._driver: AsyncDriver | None = None
-        self._joining: AsyncDriver | None = None  # until it has joined
+    _driver: AsyncDriver | None
+    _joining: AsyncDriver | None
+
+    def _prepare(self) -> Listeners:
         self._starting = asyncio.Lock()
         self._over: asyncio.Event | None = None
+        self._callbacks = CoroutineCallbacks()
+        return Listeners(self._callbacks.call)
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
@@ -90,12 +76,11 @@ class AsyncWorker(View):
 
         Raises: TypeError, ValueError for what is malformed or registered already; Refused when the broker says no.
         """
-        options: HandlerOptions = {
-            "description": description, "metadata": metadata, "request_schema": request_schema,
-            "response_schema": response_schema, "exclusive": exclusive, "idempotent": idempotent,
-            "internal": internal, "replace": replace,
-        }  # fmt: skip
-        await self.register_many([(function_id, handler)], **options)
+        await self.register_many(
+            [(function_id, handler)], description=description, metadata=metadata, request_schema=request_schema,
+            response_schema=response_schema, exclusive=exclusive, idempotent=idempotent, internal=internal,
+            replace=replace,
+        )  # fmt: skip
 
     async def register_many(
         self, batch: Mapping[str, Handler] | Iterable[Any], **options: Unpack[HandlerOptions]
@@ -293,7 +278,7 @@ class AsyncWorker(View):
     async def _join(self, driver: AsyncDriver) -> None:
         """Raises: BrokerUnreachable, Refused."""
         stay = driver.stay
-        stay.join(None if self._retry else self._connect_timeout)
+        stay.join(self._patience_s)
         driver.turn_soon()
         while not await wait(driver, stay.has_joined, stay.slice_s):
             stay.check_patience(driver.unusable is not None)
@@ -311,9 +296,7 @@ class AsyncWorker(View):
     async def _settle(self, driver: AsyncDriver, ticket: int) -> list[Refusal]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
         driver.turn_soon()
-        while not await wait(
-            driver, lambda: driver.stay.is_settled(ticket), None if self._retry else self._connect_timeout
-        ):
+        while not await wait(driver, lambda: driver.stay.is_settled(ticket), self._patience_s):
             self._check_started()
             driver.stay.check_session(ticket)
         return driver.stay.pop_refusals(ticket)

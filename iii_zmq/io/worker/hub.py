@@ -1,13 +1,13 @@
 """The hub: the one thread of a process that serves its sync workers, each under the lock of its own driver.
 
     a guest's descriptor tells of news   the guest gets a turn; its descriptors are watched again when the turn is over
-    a user's thread drives the guest     the guest is *lent*: the hub looks again every LOOK_S, and watches nothing
-                                         until nobody has driven for LOOK_S
+    a user's thread drives the guest     the guest is *lent*: the hub looks again every LOOK_S, and does not watch the
+                                         control socket until nobody has driven for LOOK_S
     a timer is due, or somebody rings    the guest gets a turn
 
 The hub waits without a lock, on a one-shot epoll: a second thread that watches edge-triggered is woken by half of all
 messages, and costs a quarter of a round trip. It never runs the code of users, so no turn lasts. A worker with inline
-handlers gets a hub of its own with its first call (sync_driver). An AsyncWorker is a guest without descriptors: the hub
+handlers gets a hub of its own with its first call (sync_guest). An AsyncWorker is a guest without descriptors: the hub
 sees that its event loop was closed.
 
 Also here, because it concerns all workers of a process: their quick end when the interpreter ends, and their end in the
@@ -29,6 +29,7 @@ from itertools import count
 from typing import Final, Protocol
 
 from .forks import forks
+from .link import Link
 
 LOOK_S: Final = 0.002  # between two looks at a guest that a user's thread drives
 EXIT_S: Final = 1.0  # for all workers together, when the interpreter ends
@@ -40,22 +41,13 @@ _clock: Final = time.monotonic
 _ident: Final = threading.get_ident
 
 
-class Watched(Protocol):
-    """The descriptors that a guest is woken by; `generation` counts their changes."""
-
-    descriptors: list[int]
-    generation: int
-
-    def readable(self, fd: int) -> None: ...
-
-
 class Guest(Protocol):
     """What the hub needs of a worker's driver."""
 
     is_lent: bool  # after its turn: a user's thread drives, so the descriptors stay unwatched
 
     @property
-    def watched(self) -> Watched | None: ...
+    def watched(self) -> Link | None: ...  # its descriptors wake the guest
 
     def take_turn(self, told: list[int]) -> float | None:
         """After these descriptors told of news, or for a timer or a ring: when the next turn is due.
@@ -221,7 +213,7 @@ class Hub:
                 self._arm(fd)
             place.unarmed.clear()
 
-    def _watch(self, place: _Place, link: Watched) -> None:
+    def _watch(self, place: _Place, link: Link) -> None:
         """The sockets are others now. The number of a closed descriptor may stand for a new one already."""
         wanted = list(link.descriptors)
         self._unwatch(place, wanted)

@@ -12,17 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ... import errors
+from ...core.worker import events
 from ...core.worker.core import WorkerCore
-from ...core.worker.events import (
-    CONNECTED,
-    Changes,
-    Drained,
-    JoinRefused,
-    NotOffered,
-    Settled,
-    StateChanged,
-    Troubled,
-)
+from ...core.worker.events import CONNECTED, Changes, JoinRefused, NotOffered, Settled, StateChanged, Troubled
 from ...core.worker.offers import Refusal, first_refusal
 from ...core.worker.patience import Patience
 from .callbacks import CallbackQueue
@@ -61,7 +53,7 @@ class Stay:
             Troubled: self._on_troubled,
             JoinRefused: self._on_refused,
             NotOffered: self._on_not_offered,
-            Drained: self._on_drained,
+            events.Drained: self._on_drained,
         }
 
     # -- joining -------------------------------------------------------------------------------------------------------
@@ -159,7 +151,7 @@ class Stay:
     def _on_refused(self, event: JoinRefused) -> None:
         self._refused = event
 
-    def _on_drained(self, _: Drained) -> None:
+    def _on_drained(self, _: events.Drained) -> None:
         self._is_drained = True
 
     def _on_changes(self, event: Changes) -> None:
@@ -169,30 +161,24 @@ class Stay:
         listeners.feed(changes)
         if queue is None:
             listeners.tell_changes(changes)
-        elif listeners.has_on_change:
+        elif listeners.on_change:
             queue.put_changes(listeners.tell_changes, changes)
 
     def _on_state(self, event: StateChanged) -> None:
-        if log.isEnabledFor(logging.INFO):
-            self._tell(self._log_state, event)
-        if self._listeners.has_on_state:
+        self._log(logging.INFO, "%s is %s %s", event.state, event.text)
+        if self._listeners.on_state:
             self._tell(self._listeners.tell_state, event.state)
 
-    def _log_state(self, event: StateChanged) -> None:
-        log.info("%s is %s %s", self._core.profile.name, event.state, event.text)
-
     def _on_troubled(self, event: Troubled) -> None:
-        self._tell(self._log_trouble, event)
-
-    def _log_trouble(self, event: Troubled) -> None:
-        log.warning("%s has no session: %s", self._core.profile.name, event.text)
+        self._log(logging.WARNING, "%s has no session: %s", event.text)
 
     def _on_not_offered(self, event: NotOffered) -> None:
-        self._tell(self._log_refusals, event)
-
-    def _log_refusals(self, event: NotOffered) -> None:
         for function_id, code, text in event.refusals:
-            log.warning("%s: the broker no longer takes %s: %s (%s)", self._core.profile.name, function_id, text, code)
+            self._log(logging.WARNING, "%s: the broker no longer takes %s: %s (%s)", function_id, text, code)
+
+    def _log(self, level: int, text: str, *values: str) -> None:
+        if log.isEnabledFor(level):
+            self._tell(lambda _: log.log(level, text, self._core.profile.name, *values), None)
 
     def _tell(self, run: Callable[[Any], None], value: Any) -> None:
         if self._queue is None:

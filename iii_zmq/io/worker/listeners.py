@@ -72,28 +72,14 @@ class Listeners:
 
     def __init__(self, call: Callable[[Callback, Any], None] | None = None) -> None:
         self._call = call
-        self._on_change: list[tuple[str, Callback]] = []
-        self._on_state: list[Callback] = []
+        self.on_change: list[tuple[str, Callback]] = []
+        self.on_state: list[Callback] = []
         self._buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
         self.resets = 0  # how often a buffer was too full
 
     def hear_changes(self) -> bool:
         """True if anybody hears of changes."""
-        return bool(self._on_change) or len(self._buffers) > 0
-
-    @property
-    def has_on_change(self) -> bool:
-        return bool(self._on_change)
-
-    @property
-    def has_on_state(self) -> bool:
-        return bool(self._on_state)
-
-    def add_on_change(self, pattern: str, callback: Callback) -> None:
-        self._on_change.append((pattern, callback))
-
-    def add_on_state(self, callback: Callback) -> None:
-        self._on_state.append(callback)
+        return bool(self.on_change) or len(self._buffers) > 0
 
     def add_buffer(self, buffer: Buffer) -> None:
         """The buffer is fed for as long as somebody holds it."""
@@ -106,18 +92,18 @@ class Listeners:
 
     def tell_changes(self, changes: list[Change]) -> None:
         """Runs the `on_change` callbacks."""
-        everything = [callback for pattern, callback in self._on_change if pattern == "*"]
-        if len(everything) == len(self._on_change) == 1:
+        everything = [callback for pattern, callback in self.on_change if pattern == "*"]
+        if len(everything) == len(self.on_change) == 1:
             self._run_all(everything[0], changes)
             return
         for change in changes:
-            for pattern, callback in tuple(self._on_change):
+            for pattern, callback in tuple(self.on_change):
                 if pattern == "*" or matches(pattern, change):
                     self._run_all(callback, (change,))
 
     def tell_state(self, state: str) -> None:
         """Runs the `on_state` callbacks."""
-        for callback in list(self._on_state):
+        for callback in list(self.on_state):
             self._run_all(callback, (state,))
 
     def _run_all(self, callback: Callback, values: Iterable[Any]) -> None:

@@ -25,11 +25,8 @@ class RunSignals:
 
     def __init__(self) -> None:
         self.then: Then | None = None  # called by the signal handler
-        self._came = False
+        self.came = False
         self._before: dict[int, Any] = {}
-
-    def came(self) -> bool:
-        return self._came
 
     def __enter__(self) -> RunSignals:
         if threading.current_thread() is threading.main_thread():
@@ -43,9 +40,9 @@ class RunSignals:
             signal.signal(number, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._came:
+        if self.came:
             raise KeyboardInterrupt
-        self._came = True
+        self.came = True
         if self.then is not None:
             self.then()
 

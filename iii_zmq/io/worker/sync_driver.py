@@ -45,24 +45,10 @@ class Driver:
 
     def __init__(self, core: WorkerCore, handlers: Handlers, listeners: Listeners, threads: int) -> None:
         self.guest = guest = SyncGuest(core, handlers, listeners, threads)
-        self.stay = guest.stay
         self.callbacks = guest.callbacks
         self.waiting = guest.waiting
         self._core = core
         self._hold_max = 1  # calls that are held for each other: as many as answers came together last
-
-    @property
-    def unusable(self) -> str | None:
-        """Why nothing can be asked any more."""
-        return self.guest.unusable
-
-    @property
-    def ended(self) -> bool:
-        return self.guest.ended
-
-    def do(self, job: Callable[[], _T]) -> _T:
-        """Runs a short `job` where core and link may be touched; returns or raises what it does."""
-        return self.guest.do(job)
 
     def call(self, function_id: str, payload: wire.Payload, timeout: float, target: str) -> wire.Payload:
         """The packed result. Raises: CallFailed, Closed."""

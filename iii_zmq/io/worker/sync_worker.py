@@ -46,26 +46,13 @@ class Worker(View):
     Raises: TypeError, ValueError. Does no I/O.
     """
 
-    def __init__(
-        self,
-        name: str,
-        url: str | None = None,
-        *,
-        stream_url: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        threads: int = 8,
-        credit: int = 128,
-        connect_timeout: float = 5.0,
-        retry: bool = False,
-        observer: bool = False,
-    ) -> None:
-        profile = arguments.make_profile(name, url, stream_url, metadata, credit, observer)
-        super().__init__(profile, payloads.check_timeout(connect_timeout), Listeners())
-        self._threads = arguments.check_threads(threads)
-        self._retry = retry
-        self._driver: Driver | None = None
-        self._joining: Driver | None = None  # until it has joined
-        self._starting = threading.RLock()  # held for a moment only; reentrant for signal handlers
+    _driver: Driver | None
+    _joining: Driver | None
+    _starting: threading.RLock  # held for a moment only; reentrant for signal handlers
+
+    def _prepare(self) -> Listeners:
+        self._starting = threading.RLock()
+        return Listeners()
 
     # -- offering ------------------------------------------------------------------------------------------------------
 
@@ -97,12 +84,11 @@ class Worker(View):
 
         Raises: TypeError, ValueError for what is malformed or registered already; Refused when the broker says no.
         """
-        options: HandlerOptions = {
-            "description": description, "metadata": metadata, "request_schema": request_schema,
-            "response_schema": response_schema, "exclusive": exclusive, "idempotent": idempotent,
-            "internal": internal, "replace": replace,
-        }  # fmt: skip
-        self.register_many([(function_id, handler)], **options)
+        self.register_many(
+            [(function_id, handler)], description=description, metadata=metadata, request_schema=request_schema,
+            response_schema=response_schema, exclusive=exclusive, idempotent=idempotent, internal=internal,
+            replace=replace,
+        )  # fmt: skip
 
     def register_many(self, batch: Mapping[str, Handler] | Iterable[Any], **options: Unpack[HandlerOptions]) -> None:
         """Offers several functions: {id: handler}, or (id, handler), or (id, handler, options of its own).
@@ -120,7 +106,7 @@ class Worker(View):
             entries, before = self._record(items, options)
             driver = self._driver or self._joining
         if driver is not None and entries:
-            refusals = self._settle(driver, lambda: driver.stay.register(entries))
+            refusals = self._settle(driver, lambda: driver.guest.stay.register(entries))
             if refusals:
                 self._handlers.put_back(before, [name for name, _, _ in refusals])
                 raise first_refusal(refusals, len(entries))
@@ -134,7 +120,7 @@ class Worker(View):
             if driver is None:
                 self._handlers.remove(list(function_ids))
         if driver is not None:
-            self._settle(driver, lambda: driver.stay.unregister(function_ids))
+            self._settle(driver, lambda: driver.guest.stay.unregister(function_ids))
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +178,7 @@ class Worker(View):
         with RunSignals() as signals:
             driver = self._open(signals)
             try:
-                driver.wait(signals.came)
+                driver.wait(lambda: signals.came)
                 self._drain(DRAIN_S)
             except BaseException:
                 self.close()
@@ -224,7 +210,7 @@ class Worker(View):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         driver = self._driver
-        if kind is None and driver is not None and driver.unusable is None:
+        if kind is None and driver is not None and driver.guest.unusable is None:
             self._drain(DRAIN_S)
         else:
             self.close()
@@ -235,7 +221,7 @@ class Worker(View):
         return 0 if self._driver is None else self._driver.callbacks.resets
 
     def _unusable(self) -> str | None:
-        return None if self._driver is None else self._driver.unusable
+        return None if self._driver is None else self._driver.guest.unusable
 
     def _open(self, signals: RunSignals | None = None) -> Driver:
         """Joins, unless that was done before. A thread that finds another one joining waits for that."""
@@ -258,17 +244,18 @@ class Worker(View):
         if self._core.membership.phase != IDLE:  # a failed start is behind us
             self._core = self._new_core()
         driver = self._joining = Driver(self._core, self._handlers, self._listeners, self._threads)
-        driver.do(lambda: driver.stay.join(None if self._retry else self._connect_timeout))
+        driver.guest.do(lambda: driver.guest.stay.join(self._patience_s))
         return driver
 
     def _join(self, driver: Driver, signals: RunSignals | None) -> Driver:
-        stay = driver.stay
-        is_over: Callable[[], bool] = (lambda: False) if signals is None else signals.came
+        stay = driver.guest.stay
         try:
             if signals is not None:
                 signals.then = driver.waiting.wake
-            while not driver.wait(lambda: stay.has_joined() or self._closed or is_over(), stay.slice_s):
-                stay.check_patience(driver.ended)
+            while not driver.wait(
+                lambda: stay.has_joined() or self._closed or (signals is not None and signals.came), stay.slice_s
+            ):
+                stay.check_patience(driver.guest.ended)
             stay.check_joined()
             self._driver = driver
         except BaseException:
@@ -286,20 +273,21 @@ class Worker(View):
 
     def _drain(self, timeout: float) -> bool:
         driver, done = self._driver, True
-        if driver is not None and driver.unusable is None:
-            driver.do(driver.stay.drain)
-            done = driver.wait(lambda: driver.stay.has_drained() and not driver.waiting.calls, timeout)
+        if driver is not None and driver.guest.unusable is None:
+            driver.guest.do(driver.guest.stay.drain)
+            done = driver.wait(lambda: driver.guest.stay.has_drained() and not driver.waiting.calls, timeout)
         self.close()
         return done
 
     def _settle(self, driver: Driver, ask: Callable[[], int]) -> list[Refusal]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""
-        ticket = driver.do(ask)
-        while not driver.wait(lambda: driver.stay.is_settled(ticket), None if self._retry else self._connect_timeout):
-            if driver.unusable is not None:
-                raise errors.Closed(driver.unusable)
-            driver.stay.check_session(ticket)
-        return driver.stay.pop_refusals(ticket)
+        guest = driver.guest
+        ticket = guest.do(ask)
+        while not driver.wait(lambda: guest.stay.is_settled(ticket), self._patience_s):
+            if guest.unusable is not None:
+                raise errors.Closed(guest.unusable)
+            guest.stay.check_session(ticket)
+        return guest.stay.pop_refusals(ticket)
 
     def _iterate(self, buffer: Buffer, until: float | None) -> Iterator[Change]:
         driver = self._check_started()
@@ -307,7 +295,7 @@ class Worker(View):
             while buffer.waiting:
                 yield buffer.waiting.popleft()
             left = None if until is None else until - time.monotonic()
-            if driver.unusable is not None or (left is not None and left <= 0):
+            if driver.guest.unusable is not None or (left is not None and left <= 0):
                 return
             driver.wait(lambda: bool(buffer.waiting), left)
 
@@ -321,6 +309,6 @@ class Worker(View):
         if driver is None:
             text = "the worker was closed" if self._closed else "the worker was not started: start(), run() or 'with'"
             raise errors.Closed(text)
-        if driver.unusable is not None:
-            raise errors.Closed(driver.unusable)
+        if driver.guest.unusable is not None:
+            raise errors.Closed(driver.guest.unusable)
         return driver

@@ -12,10 +12,9 @@ from ... import errors
 from ...core.worker.changes import Position
 from ...core.worker.core import WorkerCore
 from ...core.worker.events import CLOSED
-from ...core.worker.membership import Profile
 from ...core.worker.replica import Replica
 from ...core.worker.views import Function, WorkerInfo
-from . import arguments
+from . import arguments, payloads
 from .handlers import Handlers
 from .hub import FORKED
 from .listeners import Callback, Listeners, check_pattern
@@ -26,12 +25,28 @@ _C = TypeVar("_C", bound=Callback)
 class View:
     """What Worker and AsyncWorker have in common: they show, and differ only in how they wait."""
 
-    def __init__(self, profile: Profile, connect_timeout: float, listeners: Listeners) -> None:
-        self._profile = profile
-        self._connect_timeout = connect_timeout
-        self._listeners = listeners
+    def __init__(
+        self,
+        name: str,
+        url: str | None = None,
+        *,
+        stream_url: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        threads: int = 8,
+        credit: int = 128,
+        connect_timeout: float = 5.0,
+        retry: bool = False,
+        observer: bool = False,
+    ) -> None:
+        self._profile = arguments.make_profile(name, url, stream_url, metadata, credit, observer)
+        self._threads = arguments.check_threads(threads)
+        self._connect_timeout = payloads.check_timeout(connect_timeout)
+        self._patience_s = None if retry else self._connect_timeout
+        self._listeners = self._prepare()
         self._handlers = Handlers()
         self._core = self._new_core()
+        self._driver: Any = None  # of the face, once it has joined
+        self._joining: Any = None  # until then
         self._closed = False
 
     # -- the registry --------------------------------------------------------------------------------------------------
@@ -78,7 +93,7 @@ class View:
 
         def decorate(callback: _C) -> _C:
             self._check_not_forked()
-            self._listeners.add_on_change(checked, callback)
+            self._listeners.on_change.append((checked, callback))
             return callback
 
         return decorate
@@ -86,7 +101,7 @@ class View:
     def on_state(self, callback: _C) -> _C:
         """Calls the function with each new `state`, where `on_change` callbacks run; also a decorator."""
         self._check_not_forked()
-        self._listeners.add_on_state(callback)
+        self._listeners.on_state.append(callback)
         return callback
 
     # -- itself --------------------------------------------------------------------------------------------------------
@@ -115,6 +130,10 @@ class View:
         raise TypeError(f"{self.name}: a worker can't be sent to another process: make a new one there")
 
     # -- for the faces -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Listeners:
+        """Makes what the face has of its own."""
+        raise NotImplementedError
 
     def _resets(self) -> int:
         """How often callbacks lost changes because they fell behind."""
