@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from iii_zmq import AsyncWorker, Busy, Worker, wire
 from iii_zmq.core.worker import sends
 from iii_zmq.core.worker.changes import Change
 from iii_zmq.core.worker.outgoing import OPEN_CALLS_MAX
-from iii_zmq.io.worker import coroutines, listeners, payloads, sync_guest
+from iii_zmq.io.worker import callbacks, coroutines, listeners, payloads, sync_guest
 from tests.fault.measuring import PATIENCE_S, entry, flood_changes
+from tests.fault.programs import until
 from tests.net.brokers import RunningBroker, running_broker
 from tests.net.raw import RawPeer
 
@@ -139,6 +141,53 @@ def test_a_reader_of_changes_that_falls_behind_is_told_by_a_reset(
         while heard[-1].function_id != "flood::last":
             heard.append(next(changes))
     check_no_silent_gap(heard)
+
+
+def test_callbacks_that_fall_behind_are_told_by_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "WAITING_MAX", 100)
+    heard: list[Change] = []
+    go_on = threading.Event()
+
+    def slowly(change: Change) -> None:
+        heard.append(change)
+        go_on.wait(PATIENCE_S)
+
+    with running_broker() as broker, RawPeer(broker.url) as peer, Worker("listener", broker.url) as worker:
+        peer.join("changer")
+        worker.on_change("*")(slowly)
+        register(peer, "flood::first")
+        until(lambda: len(heard) > 0)
+        flood_changes(peer, 250)
+        last = peer.status()["seq"]
+        until(lambda: worker.position.seq >= last and worker.counters["readers_reset"] > 0)
+        assert len(heard) == 1
+        go_on.set()
+        register(peer, "flood::last")
+        until(lambda: heard[-1].function_id == "flood::last")
+    assert len(heard) <= 103  # the first, a reset, at most 100 that waited behind it, and the last
+    check_no_silent_gap(heard)
+
+
+def test_so_many_callbacks_may_block_at_once_and_the_next_ones_run_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "THREADS_MAX", 3)
+    monkeypatch.setattr(callbacks, "_threads", callbacks.Threads())
+    begun: list[threading.Event] = []
+
+    def block(go_on: threading.Event) -> None:
+        begun.append(go_on)
+        go_on.wait(PATIENCE_S)
+
+    for _ in range(5):  # of five workers
+        callbacks.CallbackQueue().put(block, threading.Event())
+    until(lambda: len(begun) == 3)
+    time.sleep(20 * callbacks.STUCK_S)
+    assert len(begun) == 3
+    begun[0].set()
+    until(lambda: len(begun) == 4)
+    begun[1].set()
+    until(lambda: len(begun) == 5)
+    for go_on in begun:
+        go_on.set()
 
 
 def test_coroutine_callbacks_that_run_at_once_are_limited(

@@ -157,6 +157,27 @@ def test_a_large_message_is_passed_on_before_the_next_is_read() -> None:
     broker.close()
 
 
+def test_so_many_events_of_a_monitor_are_read_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauges = plain("io.gauges")
+    monkeypatch.setattr(gauges, "EVENTS_MAX", 3)
+    counted = {"strangers": 0.0}
+    with zmq.Context() as context, sockets.router(context, 2000) as router:
+        strangers = gauges.Strangers(context, (Edge(router),), counted)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        time.sleep(SLACK_S)
+        told = []
+        for _ in range(2):
+            strangers.count()
+            assert strangers.monitors[0].may_hold() == (not told)  # if not, nobody would look again
+            told.append(counted["strangers"])
+        for connection in connections:
+            connection.close()
+        router.disable_monitor()
+        strangers.close()
+    assert told == [3, 5]
+
+
 def test_what_came_as_a_frame_goes_on_as_that_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """pyzmq has a thread that keeps alive what is sent without copying: a wake-up for each payload that passes the
     broker, who holds a frame of libzmq's anyway. And a part of a frame is not the frame."""
