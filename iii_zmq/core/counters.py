@@ -115,9 +115,7 @@ WORKER_COUNTERS: Final = {
     "results_orphaned": "outcomes of calls that this worker ran for a session that had ended",
     "unexpected": "messages that make no sense here",
     "malformed": "messages that were malformed",
-    "readers_reset": (
-        "times that a reader of `changes()` or a coroutine callback fell too far behind and was told so by `reset`"
-    ),
+    "readers_reset": "times that a reader of `changes()` or a callback fell too far behind and was told so by `reset`",
 }
 
 

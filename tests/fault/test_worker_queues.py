@@ -143,7 +143,9 @@ def test_a_reader_of_changes_that_falls_behind_is_told_by_a_reset(
     check_no_silent_gap(heard)
 
 
-def test_callbacks_that_fall_behind_are_told_by_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["*", "flood::*"])
+def test_callbacks_that_fall_behind_are_told_by_a_reset(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    # The reset reached callbacks for everything alone: one for a pattern had a silent gap.
     monkeypatch.setattr(callbacks, "WAITING_MAX", 100)
     heard: list[Change] = []
     go_on = threading.Event()
@@ -154,7 +156,7 @@ def test_callbacks_that_fall_behind_are_told_by_a_reset(monkeypatch: pytest.Monk
 
     with running_broker() as broker, RawPeer(broker.url) as peer, Worker("listener", broker.url) as worker:
         peer.join("changer")
-        worker.on_change("*")(slowly)
+        worker.on_change(pattern)(slowly)
         register(peer, "flood::first")
         until(lambda: len(heard) > 0)
         flood_changes(peer, 250)
@@ -166,6 +168,37 @@ def test_callbacks_that_fall_behind_are_told_by_a_reset(monkeypatch: pytest.Monk
         until(lambda: heard[-1].function_id == "flood::last")
     assert len(heard) <= 103  # the first, a reset, at most 100 that waited behind it, and the last
     check_no_silent_gap(heard)
+
+
+def test_a_reset_that_comes_while_a_batch_of_callbacks_runs_leaves_the_queue_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The batch counted jobs that the reset had replaced: its thread died, and no callback of the worker ran any more.
+    monkeypatch.setattr(callbacks, "WAITING_MAX", 5)
+    queue, heard = callbacks.CallbackQueue(), list[object]()
+    gates = [threading.Event(), threading.Event()]
+    begun = [threading.Event(), threading.Event()]
+
+    def block(at: int) -> None:
+        begun[at].set()
+        gates[at].wait(PATIENCE_S)
+
+    def put(count: int) -> None:
+        changes = [Change("function_added", "a::b", "w", "w", None, "e", seq, 1) for seq in range(count)]
+        queue.put_changes(lambda told: heard.append(len(told)), lambda told: heard.append(told[0].kind), changes)
+
+    queue.put(block, 0)
+    assert begun[0].wait(PATIENCE_S)
+    queue.put(block, 1)
+    put(2)
+    put(2)
+    gates[0].set()
+    assert begun[1].wait(PATIENCE_S)
+    put(10)
+    gates[1].set()
+    queue.put(heard.append, "later")
+    until(lambda: heard[-1:] == ["later"])
+    assert heard == ["reset", "later"]
 
 
 def test_so_many_callbacks_may_block_at_once_and_the_next_ones_run_after_them(monkeypatch: pytest.MonkeyPatch) -> None:

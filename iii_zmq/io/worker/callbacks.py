@@ -51,8 +51,10 @@ class CallbackQueue:
         if is_new:
             threads().take(self)
 
-    def put_changes(self, run: Callable[[list[Change]], None], changes: list[Change]) -> None:
-        """As `put`. Beyond WAITING_MAX all changes that wait are replaced by one `reset`."""
+    def put_changes(
+        self, run: Callable[[list[Change]], None], run_reset: Callable[[list[Change]], None], changes: list[Change]
+    ) -> None:
+        """As `put`. Beyond WAITING_MAX all changes that wait are replaced by one `reset`, for `run_reset`."""
         with self._lock:
             self._changes += len(changes)
             if self._changes > WAITING_MAX:
@@ -60,6 +62,7 @@ class CallbackQueue:
                 changes = [reset_at(Position(changes[-1].epoch, changes[-1].seq))]
                 self._changes = 1
                 self.resets += 1
+                run = run_reset
         self.put(run, changes)
 
     def run_batch(self) -> None:
@@ -67,6 +70,8 @@ class CallbackQueue:
         born_in = forks.count
         for _ in range(len(self._jobs)):
             with self._lock:
+                if not self._jobs:
+                    break  # a reset replaced them
                 run, value = self._jobs.popleft()
                 if isinstance(value, list):
                     self._changes -= len(value)

@@ -162,7 +162,7 @@ class Stay:
         if queue is None:
             listeners.tell_changes(changes)
         elif listeners.on_change:
-            queue.put_changes(listeners.tell_changes, changes)
+            queue.put_changes(listeners.tell_changes, listeners.tell_reset, changes)
 
     def _on_state(self, event: StateChanged) -> None:
         self._log(logging.INFO, "%s is %s %s", event.state, event.text)

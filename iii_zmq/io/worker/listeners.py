@@ -101,6 +101,11 @@ class Listeners:
                 if pattern == "*" or matches(pattern, change):
                     self._run_all(callback, (change,))
 
+    def tell_reset(self, changes: list[Change]) -> None:
+        """Tells all `on_change` callbacks, whatever their pattern, that changes were lost."""
+        for _, callback in tuple(self.on_change):
+            self._run_all(callback, changes)
+
     def tell_state(self, state: str) -> None:
         """Runs the `on_state` callbacks."""
         for callback in list(self.on_state):
