@@ -7,6 +7,8 @@ to help.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from iii_zmq import BrokerLost, Closed, RemoteError, Worker
+from iii_zmq import BrokerLost, CallTimeout, Closed, RemoteError, Worker
 from iii_zmq.io.worker import futures
 from iii_zmq.io.worker.callbacks import CallbackQueue
 from iii_zmq.io.worker.waits import CallOutcome
@@ -178,6 +180,30 @@ def test_threads_that_ask_side_by_side(caller: Worker) -> None:
     for one in threads:
         one.join(PATIENCE_S)
     assert list(answers) == [list(range(500))] * 4
+
+
+def test_an_inline_call_is_run_at_once_however_it_was_read(broker: RunningBroker) -> None:
+    """One that came just when the provider's conversation had ended was read, and run with the next event."""
+    with Worker("inline", broker.url, threads=0) as provider, Worker("caller", broker.url) as caller:
+        provider.register("inline::echo", lambda value: value)
+        caller.wait_for("inline::echo")
+        asked = deque(caller.submit("inline::echo", number, timeout=PATIENCE_S) for number in range(10))
+        for number in range(10, 5_000):
+            assert asked.popleft().result(PATIENCE_S) == number - 10
+            asked.append(caller.submit("inline::echo", number, timeout=PATIENCE_S))
+
+
+def test_a_future_that_nobody_waits_for_ends_at_its_deadline_though_the_broker_is_silent() -> None:
+    """The hub slept until the next heartbeat."""
+    rarely = ("--heartbeat", str(3 * PATIENCE_S), "--ttl", str(10 * PATIENCE_S))
+    with running_broker(*rarely) as broker, Worker("caller", broker.url) as caller:
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            future = caller.submit("engine::ping", timeout=0.2)
+            until(future.done)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        assert isinstance(future.exception(), CallTimeout)
 
 
 def test_threads_that_wait_side_by_side_are_told_by_the_hub(caller: Worker, provider: Provider) -> None:

@@ -2,12 +2,14 @@
 
 SIGALRM's handler raises an exception of the user's, SIGINT's a KeyboardInterrupt, as Python's own does. Each is raised
 between two bytecodes of the main thread, so also in the middle of ours: after a lock was taken and before that was
-noted, between the two frames of a large message, or while an answer is handed over, which may be another thread's. A
+noted, or while an answer is handed over, which may be another thread's. A
 program of its own is interrupted some hundred times, and then uses its worker as if nothing had been.
 
 `with`, `started`: how it joined. `listening`: started, with an `on_change` callback. `shared`: another thread calls
 meanwhile. `serving`: started, with a function that another worker calls meanwhile. Whatever is interrupted, no call of
 those others ends only by its timeout, as it would if its answer, or the call itself, was read and then forgotten.
+
+Not here: payloads that pyzmq sends uncopied. It has a thread of its own for them, and loses what strikes in its midst.
 """
 
 from __future__ import annotations
@@ -81,11 +83,6 @@ def call(number):
     assert worker.call("i::echo", number, timeout=5.0) == number
 
 
-def large(number):
-    payload = number.to_bytes(4, "big", signed=True) + bytes(100_000)  # travels in two frames
-    assert worker.call("i::echo", payload, timeout=5.0) == payload
-
-
 def submit(number):
     assert worker.submit("i::echo", number, timeout=5.0).result(5.0) == number
 
@@ -110,9 +107,8 @@ def wait_for(number):
         pass
 
 
-uses = {"call": call, "large": large, "submit": submit, "send": send, "register": register, "wait_for": wait_for}
+uses = {"call": call, "submit": submit, "send": send, "register": register, "wait_for": wait_for}
 act = uses[use]
-act(0)  # pyzmq starts a thread of its own for the first large payload, and can't be interrupted then
 numbers = itertools.count()
 interrupted, swallowed, wrong = 0, [], []
 over = threading.Event()
@@ -207,7 +203,6 @@ def url(broker: RunningBroker) -> Iterator[str]:
 
 CASES = [
     ("with", "call"), ("started", "call"), ("listening", "call"), ("shared", "call"), ("serving", "call"),
-    ("with", "large"), ("started", "large"),
     ("with", "submit"), ("started", "submit"), ("listening", "submit"),
     ("with", "send"), ("started", "send"),
     ("with", "register"), ("started", "register"),
@@ -223,12 +218,6 @@ def test_an_interrupt_comes_out_as_itself_and_all_goes_on(url: str, life: str, u
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), url, way, life, use, str(count), str(LIMITS_S[count])]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS_S[count] + 5.0, env=environment())
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    # What strikes while pyzmq lets go of a large payload's memory is reported on stderr, and lost: not ours to mend.
-    if len(told["swallowed"]) <= ended.stderr.count(
-        "Exception ignored in: 'zmq.backend.cython._zmq.Frame.__dealloc__'"
-    ):
-        told["swallowed"] = []
-    assert told == {
+    assert json.loads(ended.stdout) == {
         "wrong": [], "swallowed": [], "another thread waits": False, "state": "closed", "heard": life == "listening",
     }, ended.stderr  # fmt: skip

@@ -111,8 +111,6 @@ class SyncGuest:
         now = _clock()
         if self.talk.is_waiting or self._is_left_alone(told, now):
             self.is_lent = True
-            if self.held:
-                self.locked(self.flush)
             return now + LOOK_S
         try:
             due_at = self.locked(self.turn)
@@ -206,10 +204,10 @@ class SyncGuest:
         self.tell_hub()
 
     def tell_hub(self) -> None:
-        """Rings if the hub would not look by itself as soon as it has to."""
+        """Rings if the hub would not look by itself as soon as it has to; at a guest that is lent it looks anyway."""
         if self.is_lent:
-            is_due = self.waiting.is_shared
-        elif self._seen != self.link.generation or self.link.control_may_hold():
+            return
+        if self._seen != self.link.generation or self.link.control_may_hold():
             is_due = True
         else:
             due_at = self.core.next_deadline()
