@@ -160,6 +160,7 @@ class AsyncDriver:
         with self._abandoning:
             if self.unusable is None:
                 self.unusable = text
+                hub.ended(self)
                 self.core.leave()
                 self.core.end(text)
                 self.link.flush()

@@ -38,7 +38,7 @@ class CallbackQueue:
 
     def __init__(self) -> None:
         self.resets = 0  # how often changes were lost because too many waited
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler of the thread that has it may use the worker, too
         self._jobs: deque[Job] = deque()
         self._changes = 0  # in the jobs
         self._is_handed_over = False  # a thread has this queue, or is about to
@@ -109,7 +109,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._ready: SimpleQueue[CallbackQueue] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._busy = 0
         self._taken = 0  # queues so far
@@ -133,7 +133,7 @@ class Threads:
                 queue = self._ready.get(timeout=IDLE_S)
             except Empty:
                 with self._lock:
-                    if self._count > 1:
+                    if self._count > 1 and self._ready.empty():
                         self._count -= 1
                         return
                     continue

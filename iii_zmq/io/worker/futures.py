@@ -27,13 +27,13 @@ class Driving(Protocol):
     def forget(self, future: CallFuture) -> None: ...
 
 
-_making = threading.Lock()  # of this process, for the moment in which a future ends or gets its Condition
+_making = threading.RLock()  # of this process, for the moment in which a future ends or gets its Condition
 
 
 def _after_fork() -> None:
     """In the child: a thread that is only in the parent may have held it."""
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -70,11 +70,14 @@ class CallFuture(Future[Any]):
         return self._waited_on
 
     def cancel(self) -> bool:
+        if self.cancelled():
+            return True
         if not super().cancel():
             return False
         self.is_given_up = True
         self.set_running_or_notify_cancel()
-        self._driver.forget(self)
+        if self._forks == forks.count:  # in a fork's child the driver is the parent's
+            self._driver.forget(self)
         return True
 
     def _invoke_callbacks(self) -> None:

@@ -212,7 +212,7 @@ class Pool:
         self.done: deque[tuple[RunCall, Outcome]] = deque()  # what `hand_back` takes
         self._threads = 0
         self._open = 0  # calls that were put and have not ended
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def put(self, run: RunCall) -> None:
         with self._lock:

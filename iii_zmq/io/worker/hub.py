@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import heapq
+import logging
 import math
 import os
 import select
@@ -30,6 +31,8 @@ from typing import Final, Protocol
 
 from .forks import forks
 from .link import Link
+
+log = logging.getLogger("iii_zmq.worker")
 
 LOOK_S: Final = 0.002  # between two looks at a guest that a user's thread drives
 EXIT_S: Final = 1.0  # for all workers together, when the interpreter ends
@@ -116,7 +119,7 @@ class Hub:
 
     def __init__(self, name: str) -> None:
         self._bell = Bell()
-        self._called: deque[Guest] = deque()  # who rang
+        self._called: dict[Guest, None] = {}  # who rang
         self._places: dict[Guest, _Place] = {}
         self._by_fd: dict[int, _Place] = {}
         self._queue: deque[_Place] = deque()
@@ -135,7 +138,7 @@ class Hub:
     def ring(self, guest: Guest) -> None:
         """Gives the guest a turn soon; a guest that is not here yet moves in. From any thread."""
         _guests[guest] = None
-        self._called.append(guest)
+        self._called[guest] = None
         self._bell.ring()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ class Hub:
     def _hear(self) -> None:
         self._bell.hear()
         while self._called:
-            guest = self._called.popleft()
+            guest, _ = self._called.popitem()
             if guest not in self._places:
                 self._places[guest] = _Place(guest)
             self._enqueue(self._places[guest])
@@ -198,7 +201,11 @@ class Hub:
 
     def _give_turn(self, place: _Place) -> None:
         told, place.told = place.told, []
-        due_at = place.guest.take_turn(told)
+        try:
+            due_at = place.guest.take_turn(told)
+        except Exception:
+            log.exception("a worker's turn failed: this is a bug in iii_zmq")
+            due_at = None
         if due_at is None:
             self._remove(place)
             return

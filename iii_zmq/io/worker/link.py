@@ -134,7 +134,7 @@ class Link:
         return self._backlog or bool(self._unread.frames) or self._edges.may_hold()
 
     def wait(self, wait_ms: int) -> bool:
-        """Waits until there may be something to pump, at most so long."""
+        """Waits until there may be something to pump, at most so long; whether `wake_fd` is readable."""
         return self._edges.wait(wait_ms)
 
     def readable(self, fd: int) -> None:
@@ -405,7 +405,7 @@ class Link:
         """The sockets are others now."""
         self._monitors = [one for one in (self._dealer_monitor, self._sub_monitor) if one is not None]
         both = [one for one in (self._dealer, self._sub) if one is not None]
-        self._edges = Edges([*both, *(one.edge for one in self._monitors)])
+        self._edges = Edges([*both, *(one.edge for one in self._monitors)], self._wake_fd)
         self._control = Edges(both[:1] if self._dealer is not None else [], self._wake_fd)
         self.control_fd = -1 if self._dealer is None else self._dealer.fd
         self.descriptors = self._edges.descriptors

@@ -113,12 +113,13 @@ class Driver:
         def give_up() -> None:
             if waiter.number is not None and self.waiting.calls.pop(waiter.number, None) is not None:
                 self._core.outgoing.give_up(waiter.number)
+            self.waiting.give_up(waiter)
 
         self.guest.do(give_up)
 
     def wait_for(self, future: CallFuture, timeout: float | None) -> None:
         """Until the future is done or the timeout."""
-        if future in self.waiting.parked:  # another thread waits for the same one
+        if future in self.waiting.parked or self.waiting.borrower is future:  # another thread waits for the same one
             self.wait(lambda: not future.is_open, timeout)
             return
         open_before = len(self.waiting.calls)
@@ -150,6 +151,8 @@ class Driver:
                 heed()
                 if self.guest.inline.is_here:
                     self.guest.inline.serve_nested(wait_s)
+                elif self.guest.is_inside:
+                    self.guest.drive(wait_s)
                 else:
                     parked.wait(wait_s)
         finally:
@@ -159,14 +162,16 @@ class Driver:
     def leave(self, results_s: float) -> None:
         """Bye, a moment for results that are about to be sent, and the end. May be repeated."""
         guest = self.guest
-        if guest.unusable is not None:
+        if guest.ended:
             return
-        guest.unusable = CLOSED
-        guest.do(self._core.leave)
-        if results_s and not self.guest.inline.is_here:
-            self.wait(lambda: not len(self._core.incoming), results_s)
-            self.wait(lambda: self._core.has_left, LEFT_S)
-        guest.locked(guest.end)
+        guest.unusable = guest.unusable or CLOSED
+        try:
+            guest.do(self._core.leave)
+            if results_s and not self.guest.inline.is_here:
+                self.wait(lambda: not len(self._core.incoming), results_s)
+                self.wait(lambda: self._core.has_left, LEFT_S)
+        finally:
+            guest.locked(guest.end)
         self.callbacks.wait_until_empty(CALLBACKS_S)
 
     # -- waiting for a call --------------------------------------------------------------------------------------------
@@ -179,29 +184,31 @@ class Driver:
             if wait_s <= 0:
                 self.guest.do(lambda: self._core.tick(_clock()))  # ends what has expired
                 return
+            parked = waiting.parked.get(waiter)
             if self.guest.inline.is_here:
                 self.guest.inline.serve_nested(wait_s)
+            elif self.guest.is_inside:
+                self.guest.drive(wait_s)
             elif waiting.borrower is waiter and self.guest.inline.is_idle:
-                self._step(wait_s)
-            elif waiter in waiting.parked:
+                self._step(waiter, wait_s)
+            elif parked is not None:
                 heed()
-                waiting.parked[waiter].wait(wait_s)
+                parked.wait(wait_s)
             else:
                 self.guest.locked(lambda: self._park(waiter))
 
-    def _step(self, wait_s: float) -> None:
+    def _step(self, waiter: Waiter, wait_s: float) -> None:
         """The borrower waits for news, and deals with it."""
-        guest = self.guest
-        if guest.talk.may_go_on():
+        guest, bell = self.guest, self.waiting.bell
+        if guest.talk.may_go_on() and self._core.is_level:
             guest.locked(self._converse)
             return
-        if not guest.locked(guest.link.control_may_hold):
+        bell.is_awaited = True  # before the look: whoever ends the call after it rings
+        if waiter.is_open and not guest.locked(guest.link.control_may_hold):
             heed()
-            bell = self.waiting.bell
-            bell.is_awaited = True
             if guest.link.wait_control(int(wait_s * 1000) + 1):
                 bell.hear()
-            bell.is_awaited = False
+        bell.is_awaited = False
         guest.locked(self._pump)
 
     # -- under the lock ------------------------------------------------------------------------------------------------
@@ -209,7 +216,8 @@ class Driver:
     def _lend(self, waiter: Waiter) -> bool:
         """True if the thread of this waiter borrows the link, because nobody else waits; else it is parked."""
         waiting = self.waiting
-        is_free = waiting.borrower is None and not waiting.is_shared and self.guest.inline.is_idle
+        is_free = waiting.borrower is None or not waiting.borrower.is_open
+        is_free = is_free and not waiting.is_shared and self.guest.inline.is_idle
         if is_free and self._core.is_level:
             waiting.borrower = waiter
             self.guest.flush()
@@ -228,7 +236,7 @@ class Driver:
         answers which came together are one message instead of thirty. The hub sends them, should nothing follow."""
         guest = self.guest
         guest.held += 1
-        if now - guest.driven_at > HOLD_S or guest.held >= self._hold_max:
+        if now - guest.driven_at > HOLD_S or guest.held >= self._hold_max or not guest.inline.is_idle:
             guest.settle()
             return
         guest.driven_at = now

@@ -73,6 +73,11 @@ class SyncGuest:
             self.talk.interrupt()
         return self._exclusive.run(job)
 
+    @property
+    def is_inside(self) -> bool:
+        """A signal handler's code, in the middle of a job of this very thread: nobody else can drive meanwhile."""
+        return self._exclusive.is_inside
+
     def do(self, job: Callable[[], _T]) -> _T:
         """Runs a short `job` that leaves something to send."""
 
@@ -128,7 +133,7 @@ class SyncGuest:
 
     def _is_left_alone(self, told: list[int], now: float) -> bool:
         """Nothing is to be done here, and a borrower reads the control socket, or did a moment ago."""
-        if self.waiting.is_shared or any(fd != self.link.control_fd for fd in told):
+        if self.waiting.is_shared or not self.inline.is_idle or any(fd != self.link.control_fd for fd in told):
             return False
         due_at = self.core.next_deadline()
         if due_at is not None and due_at <= now:
@@ -167,6 +172,13 @@ class SyncGuest:
         if self.link.pump():
             self.talk.heard(now)
         self.deal()
+
+    def drive(self, wait_s: float) -> None:
+        """Not under the lock: waits for news of any kind, and deals with it, for a thread that nobody drives for."""
+        wait_ms = self.locked(self.link.wait_ms)
+        if wait_ms and self.link.wait(min(wait_ms, int(wait_s * 1000) + 1)):
+            self.waiting.bell.hear()
+        self.locked(self.pump)
 
     def converse(self) -> None:
         """Waits for one message of the control socket, for a few milliseconds at most."""
@@ -214,6 +226,8 @@ class SyncGuest:
             is_due = due_at is not None and due_at < self._due_at
         if is_due and not self.ended and not self.hub.is_here:
             self.hub.ring(self)
+            if self.inline.depth:  # the hub's thread may wait inside a handler
+                self.waiting.bell.ring()
 
     def _on_run(self, run: RunCall) -> None:
         if self._pool is not None:
@@ -304,10 +318,7 @@ class Inline:
     def serve_nested(self, wait_s: float) -> None:
         """While a handler waits: what the hub would do, and other handlers inside it."""
         guest = self._guest
-        wait_ms = guest.locked(guest.link.wait_ms)
-        if wait_ms:
-            guest.link.wait(min(wait_ms, int(wait_s * 1000) + 1))
-        guest.locked(guest.pump)
+        guest.drive(wait_s)
         self._run_all()
         if self._done:
             guest.locked(self._send)

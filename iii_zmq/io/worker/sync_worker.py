@@ -238,13 +238,18 @@ class Worker(View):
             self._wait_for_other(joining)
 
     def _wait_for_other(self, joining: Driver) -> None:
-        joining.wait(lambda: self._joining is not joining)
+        joining.wait(lambda: self._joining is not joining or self._closed)
 
     def _begin(self) -> Driver:
         if self._core.membership.phase != IDLE:  # a failed start is behind us
             self._core = self._new_core()
         driver = self._joining = Driver(self._core, self._handlers, self._listeners, self._threads)
-        driver.guest.do(lambda: driver.guest.stay.join(self._patience_s))
+        try:
+            driver.guest.do(lambda: driver.guest.stay.join(self._patience_s))
+        except BaseException:
+            self._joining = None
+            driver.leave(0.0)
+            raise
         return driver
 
     def _join(self, driver: Driver, signals: RunSignals | None) -> Driver:
@@ -272,12 +277,14 @@ class Worker(View):
         return driver
 
     def _drain(self, timeout: float) -> bool:
-        driver, done = self._driver, True
-        if driver is not None and driver.guest.unusable is None:
+        driver = self._driver
+        try:
+            if driver is None or driver.guest.unusable is not None:
+                return True
             driver.guest.do(driver.guest.stay.drain)
-            done = driver.wait(lambda: driver.guest.stay.has_drained() and not driver.waiting.calls, timeout)
-        self.close()
-        return done
+            return driver.wait(lambda: driver.guest.stay.has_drained() and not driver.waiting.calls, timeout)
+        finally:
+            self.close()
 
     def _settle(self, driver: Driver, ask: Callable[[], int]) -> list[Refusal]:
         """Waits until the broker answered and the replica shows it. Raises: Closed, BrokerUnreachable."""

@@ -21,6 +21,7 @@ CallOutcome = wire.Payload | errors.CallFailed
 
 _T = TypeVar("_T")
 _clock: Final = time.monotonic
+_ident: Final = threading.get_ident
 
 
 class Exclusive:
@@ -31,6 +32,12 @@ class Exclusive:
         self._lock = threading.RLock()  # reentrant: a signal handler of the thread that has it may use the worker, too
         self._is_busy = False
         self._is_torn = False
+        self._owner = 0  # the thread of the latest job
+
+    @property
+    def is_inside(self) -> bool:
+        """This thread is in the middle of a job."""
+        return self._is_busy and self._owner == _ident()
 
     def run(self, job: Callable[[], _T]) -> _T:
         """Returns what the job returns. Raises: what it raises; an IIIError is a refusal, and leaves nothing torn."""
@@ -38,6 +45,7 @@ class Exclusive:
             if self._is_busy:  # in the middle of a job of this very thread, which will send what this one leaves
                 return job()
             try:
+                self._owner = _ident()
                 self._is_busy = True
                 if self._is_torn:
                     self._is_torn = False
@@ -134,6 +142,14 @@ class Waiting:
             self.parked[waiter].wake()
         elif waiter is self.borrower and self.bell.is_awaited:
             self.bell.ring()
+
+    def give_up(self, waiter: Waiter) -> None:
+        """The waiter was cancelled: whoever waits for it looks up."""
+        if waiter in self.parked:
+            self.parked[waiter].wake()
+        elif waiter is self.borrower:
+            self.bell.ring()
+        self.look()
 
     def look(self) -> None:
         """Wakes threads whose condition has come true."""
