@@ -125,7 +125,7 @@ def serve(
 
 @app.command()
 def demo(as_json: AsJson = False) -> None:
-    """See it work, in about ten seconds.
+    """See it work, in a few seconds.
 
     A broker and several of the examples start; they join, call one another, change, die and leave. You see when each
     worker hears of each change. The demo uses free ports and leaves nothing behind. It fails if a worker misses a

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
 from concurrent.futures import TimeoutError as FutureTimeout  # Python's own from 3.11 on
 from types import SimpleNamespace
 from typing import Any
@@ -251,6 +251,34 @@ def test_a_future_that_was_cancelled_ends_the_wait_for_it(caller: Worker, provid
     assert held.cancelled()
     provider.go_on.set()
     assert ask(caller, 5) == list(range(5))
+
+
+def test_who_waits_is_told_at_once_when_another_thread_cancels(caller: Worker, provider: Provider) -> None:
+    """It looked up after 0.2 s. And a second `cancel` raised, where Python's own says True."""
+    waited: list[float] = []
+    for _ in range(5):
+        held = caller.submit("f::held", 3)
+        began: list[float] = []
+        threading.Timer(0.02, lambda held=held, began=began: (began.append(time.monotonic()), held.cancel())).start()
+        with pytest.raises(CancelledError):
+            held.result(PATIENCE_S)
+        waited.append(time.monotonic() - began[0])
+        assert held.cancel()
+    provider.go_on.set()
+    assert min(waited) < 0.05
+
+
+def test_two_threads_may_wait_for_one_future(caller: Worker, provider: Provider) -> None:
+    """The second took the place of the first, and one of them was told late."""
+    answers: deque[Any] = deque()
+    for number in range(20):
+        held = caller.submit("engine::ping", number)
+        threads = [threading.Thread(target=lambda held=held: answers.append(held.result(PATIENCE_S))) for _ in range(3)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(PATIENCE_S)
+    assert list(answers) == [number for number in range(20) for _ in range(3)]
 
 
 def test_close_ends_who_drives_for_a_future(caller: Worker) -> None:

@@ -169,7 +169,7 @@ class WorkerCore:
         """The shell was interrupted, and may have lost messages or events: the session counts as lost."""
         if self.membership.linked and self.membership.phase != LEFT:
             self.membership.forget_failures()  # nothing is wrong with the broker
-            self._session.lose("a signal handler raised while the worker read or sent", now)
+            self._session.lose("a signal handler's exception interrupted it; joining anew", now)
 
     def leave(self) -> None:
         """Says Bye: the functions go at once; results of running calls are still sent until `end`."""

@@ -119,17 +119,26 @@ class Driver:
 
     def wait_for(self, future: CallFuture, timeout: float | None) -> None:
         """Until the future is done or the timeout."""
-        if future in self.waiting.parked or self.waiting.borrower is future:  # another thread waits for the same one
+        waiting, open_before, is_mine = self.waiting, len(self.waiting.calls), False
+
+        def claim() -> bool:
+            if future in waiting.parked or waiting.borrower is future:  # another thread waits for the same one
+                return False
+            self._lend(future)
+            return True
+
+        try:
+            is_mine = self.guest.locked(claim)
+            if is_mine:
+                self._await(future, None if timeout is None else _clock() + timeout)
+        finally:
+            if is_mine:
+                if waiting.borrower is future:
+                    waiting.borrower = None
+                waiting.parked.pop(future, None)
+        if not is_mine:
             self.wait(lambda: not future.is_open, timeout)
             return
-        open_before = len(self.waiting.calls)
-        try:
-            self.guest.locked(lambda: self._lend(future))
-            self._await(future, None if timeout is None else _clock() + timeout)
-        finally:
-            if self.waiting.borrower is future:
-                self.waiting.borrower = None
-            self.waiting.parked.pop(future, None)
         self.guest.asked_at = _clock()
         self._hold_max = min(open_before - len(self.waiting.calls), self.guest.link.portion())
 
@@ -216,8 +225,7 @@ class Driver:
     def _lend(self, waiter: Waiter) -> bool:
         """True if the thread of this waiter borrows the link, because nobody else waits; else it is parked."""
         waiting = self.waiting
-        is_free = waiting.borrower is None or not waiting.borrower.is_open
-        is_free = is_free and not waiting.is_shared and self.guest.inline.is_idle
+        is_free = waiting.borrower is None and not waiting.is_shared and self.guest.inline.is_idle
         if is_free and self._core.is_level:
             waiting.borrower = waiter
             self.guest.flush()

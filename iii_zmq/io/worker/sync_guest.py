@@ -160,6 +160,9 @@ class SyncGuest:
     def turn(self) -> float:
         """The hub's: reads, does what is due and sends; when the next turn is due."""
         self.is_lent = False
+        borrower = self.waiting.borrower
+        if borrower is not None and not borrower.is_open and not self.waiting.bell.is_awaited:
+            self.waiting.borrower = None  # its thread was interrupted as it took the link, or is about to give it back
         self.pump()
         self._seen = self.link.generation
         due_at = self.core.next_deadline()
