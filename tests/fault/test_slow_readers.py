@@ -255,7 +255,7 @@ def test_a_wrong_entry_in_a_replica_is_found_by_the_digest_and_repaired() -> Non
         kinds: list[str] = []
         worker.on_change("*")(lambda change: kinds.append(change.kind))
         assert worker._driver is not None
-        worker._driver.do(lambda: put_a_wrong_entry(worker))
+        worker._driver.guest.do(lambda: put_a_wrong_entry(worker))
         assert "wrong::one" in worker.functions
         until(lambda: "wrong::one" not in worker.functions)
         until(lambda: worker.digest == peer.status()["digest"])
