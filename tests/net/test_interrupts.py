@@ -218,6 +218,9 @@ def test_an_interrupt_comes_out_as_itself_and_all_goes_on(url: str, life: str, u
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), url, way, life, use, str(count), str(LIMITS_S[count])]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS_S[count] + 5.0, env=environment())
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == {
+    told = json.loads(ended.stdout)
+    # Python itself reports what strikes in a `__del__`, and goes on.
+    told["swallowed"] = [stack for stack in told["swallowed"] if "__del__" not in stack]
+    assert told == {
         "wrong": [], "swallowed": [], "another thread waits": False, "state": "closed", "heard": life == "listening",
     }, ended.stderr  # fmt: skip
