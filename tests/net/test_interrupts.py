@@ -2,8 +2,8 @@
 
 SIGALRM's handler raises an exception of the user's, SIGINT's a KeyboardInterrupt, as Python's own does. Each is raised
 between two bytecodes of the main thread, so also in the middle of ours: after a lock was taken and before that was
-noted, or while an answer is handed over, which may be another thread's. A
-program of its own is interrupted some hundred times, and then uses its worker as if nothing had been.
+noted, or while an answer is handed over, which may be another thread's. A program of its own is interrupted some
+hundred times, and then uses its worker as if nothing had been.
 
 `with`, `started`: how it joined. `listening`: started, with an `on_change` callback. `shared`: another thread calls
 meanwhile. `serving`: started, with a function that another worker calls meanwhile. Whatever is interrupted, no call of

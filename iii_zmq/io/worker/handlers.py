@@ -3,7 +3,7 @@
 Invariant: the outcome of a call is decided here and nowhere else: a packed result, or the name and text of what was
 raised. Nothing that a handler does, or returns, gets past `run_here` as an exception, except Ctrl-C.
 
-A sync worker's handlers run in the threads of its Pool, or inline (see inline).
+A sync worker's handlers run in the threads of its Pool, or inline (see Inline in sync_guest).
 """
 
 from __future__ import annotations
